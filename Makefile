@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a newcomer needs; each sets up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint format typecheck bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: setup
+	rm -rf florence2ner-demo
+	$(BIN)/florence2ner demo florence2ner-demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks.train
+
+clean:
+	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

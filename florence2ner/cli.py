@@ -1,0 +1,159 @@
+"""The commands. The only file that knows Typer; it imports no torch, so that `--help` answers at once.
+
+Each command's flags are made from the fields of its config model: name, type, default, help text and panel.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from florence2ner.config import CaptionConfig, Config, EvalConfig, TrainConfig, load_config
+from florence2ner.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune Florence-2 as an image captioner, measure it, and caption folders with it.",
+)
+
+_NONE = object()  # what `--flag none` parses to: None itself means that the flag was not given
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 130 interrupted."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:
+        _fail(error.format_message())
+    except UserError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None]], None]:
+    """Register `run(config)` as a command whose flags are the fields of `config`, plus `--config FILE`."""
+
+    def register(run: Callable[..., None]) -> None:
+        def command(**given: Any) -> None:
+            config_file = given.pop("config", None)
+            flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
+            run(load_config(config, flags, config_file))
+
+        parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
+        # Typer reads the signature and the annotations of the function that it is given.
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__doc__ = run.__doc__
+        app.command(name)(command)
+
+    return register
+
+
+def _config_file_parameter() -> inspect.Parameter:
+    option = typer.Option(help="YAML file of settings, named as the flags are; flags win.", rich_help_panel="Data")
+    return _keyword("config", Annotated[Path | None, option])
+
+
+def _parameter(config: type[Config], name: str) -> inspect.Parameter:
+    """The command-line parameter of one field. Its default is always None, for "not given"."""
+    field = config.model_fields[name]
+    types = get_args(field.annotation) if NoneType in get_args(field.annotation) else (field.annotation,)
+    optional = NoneType in types
+    type_ = next(t for t in types if t is not NoneType)
+    common: dict[str, Any] = {"help": field.description, "rich_help_panel": config.panel_of(name)}
+    if get_args(type_)[-1:] == (Ellipsis,):  # tuple[X, ...]: a flag that repeats; the config model checks each X
+        common |= {"metavar": "|".join(map(str, get_args(get_args(type_)[0])))}
+        type_ = list[str]
+    if config.is_positional(name):
+        argument = typer.Argument(show_default=False, **common | {"metavar": name.upper()})
+        return _keyword(name, Annotated[type_ | None, argument])
+    if optional and type_ in (int, float):
+        common |= {"parser": _number_or_none, "metavar": f"{type_.__name__.upper()}|none"}
+    option = typer.Option(show_default=_shown(field.default), **common)
+    return _keyword(name, Annotated[type_ | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _number_or_none(text: str) -> Any:
+    """The text itself: the config model checks it and knows the limits."""
+    return _NONE if text.lower() in {"none", "null"} else text
+
+
+def _shown(default: Any) -> str | bool:
+    """How `--help` shows a default; False for none."""
+    if isinstance(default, tuple):
+        return ", ".join(default)
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default is None else str(default) if isinstance(default, (int, float, str, Path)) else False
+
+
+@_command(TrainConfig, name="train")
+def _train(config: TrainConfig) -> None:
+    """Fine-tune Florence-2 on a folder of images and captions."""
+    from florence2ner.train import train
+
+    train(config)
+
+
+@_command(EvalConfig, name="eval")
+def _eval(config: EvalConfig) -> None:
+    """Say how good a model is: loss, perplexity, exact match, captions beside the truth."""
+    from florence2ner.evaluate import evaluate
+
+    evaluate(config)
+
+
+@_command(CaptionConfig, name="caption")
+def _caption(config: CaptionConfig) -> None:
+    """Caption images and folders: a .txt beside each image, existing ones kept."""
+    from florence2ner.caption import caption
+
+    caption(config)
+
+
+@app.command("init-model")
+def _init_model(
+    directory: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    dataset_path: Annotated[Path, typer.Option(help="Folder with captions (.txt) to make the vocabulary from.")],
+    preset: Annotated[
+        Literal["tiny", "base", "large"],
+        typer.Option(help="tiny learns small pictures on a CPU; base and large have the real sizes."),
+    ] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 42,
+) -> None:
+    """Make a new Florence-2 with random weights and a vocabulary of its own."""
+    from florence2ner.data.samples import read_captions
+    from florence2ner.model.scratch import init_model
+
+    init_model(directory, preset=preset, captions=read_captions(dataset_path), seed=seed)
+
+
+@app.command("demo")
+def _demo(
+    directory: Annotated[Path, typer.Argument(help="Folder for the pictures, the model and its captions.")] = Path(
+        "florence2ner-demo"
+    ),
+) -> None:
+    """Watch a tiny Florence-2 learn to caption drawn shapes, in a few minutes on a CPU."""
+    from florence2ner.demo import demo
+
+    demo(directory)

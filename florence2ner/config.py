@@ -1,0 +1,245 @@
+"""Every setting of every command: its name, type, default, unit and help text, each written once.
+
+Flags (`cli.py`), YAML keys and the README's table are all made from these models. Defaults < YAML < flags.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from florence2ner.errors import UserError, did_you_mean
+
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+def _option(default: Any, help_: str, panel: str, *, positional: bool = False, **constraints: Any) -> Any:
+    extra: dict[str, Any] = {"panel": panel, "positional": positional}
+    return Field(default, description=help_, json_schema_extra=extra, **constraints)
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen once made, and a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def panel_of(cls, name: str) -> str:
+        """The group of `--help` and of the README's table that the field `name` stands in."""
+        return str(cls._extra(name)["panel"])
+
+    @classmethod
+    def is_positional(cls, name: str) -> bool:
+        """Whether the command line gives the field `name` without a flag."""
+        return bool(cls._extra(name)["positional"])
+
+    @classmethod
+    def _extra(cls, name: str) -> dict[str, Any]:
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return extra
+
+    def to_yaml(self) -> str:
+        """The settings as a YAML file that `--config` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class ModelOptions(Config):
+    """Which model, and how it is computed: shared by train, eval and caption."""
+
+    model_name: str = _option(
+        "microsoft/Florence-2-base", "Model to start from: a local directory or a Hugging Face hub id.", "Model"
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = _option(
+        "sdpa", "Attention kernels of transformers.", "Model"
+    )
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option(
+        "auto",
+        "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
+        "Machine",
+    )
+    dataloader_workers: int | None = _option(
+        None, "Processes that decode images, per training process. none: chosen from the machine.", "Machine", ge=0
+    )
+
+
+class GenerationOptions(Config):
+    """How captions are generated."""
+
+    task_prompt: str = _option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
+    max_new_tokens: int = _option(512, "Longest caption to generate, in tokens.", "Generation", ge=1)
+    num_beams: int = _option(3, "Beams of the beam search (1: greedy).", "Generation", ge=1)
+
+
+class TrainConfig(ModelOptions, GenerationOptions):
+    """Settings of `florence2ner train`."""
+
+    dataset_path: UserPath = _option(
+        ..., "Folder of images, each with a caption in a .txt file of the same name; subfolders too.", "Data"
+    )
+    run_name: str | None = _option(
+        None,
+        "Name of the run and of its folder in output_dir. none: the dataset folder's name.",
+        "Checkpoints and logs",
+    )
+    epochs: int = _option(2, "Passes over the training images.", "Training", ge=1)
+    max_steps: int | None = _option(
+        None, "End after this many optimizer updates, whatever epochs says.", "Training", ge=1
+    )
+    learning_rate: float = _option(1e-5, "Peak learning rate, reached at the end of the warmup.", "Training", gt=0)
+    train_batch_size: int = _option(16, "Images per micro-batch and process.", "Training", ge=1)
+    gradient_accumulation_steps: int = _option(16, "Micro-batches per optimizer update.", "Training", ge=1)
+    clip_grad_norm: float | None = _option(1.0, "Largest gradient norm; none: no clipping.", "Training", gt=0)
+    weight_decay: float = _option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", "Training", ge=0)
+    warmup_steps: int = _option(50, "Optimizer updates of linear warmup.", "Training", ge=0)
+    restarts: int = _option(
+        1,
+        "Cosine cycles after the warmup, each from the peak learning rate down to 0 (1: one descent).",
+        "Training",
+        ge=1,
+    )
+    seed: int = _option(42, "Seed of the split, the order of the images and dropout.", "Training", ge=0, lt=2**32)
+    freeze_vision: bool = _option(True, "Keep the vision tower as it is.", "Model")
+    freeze_language: bool = _option(False, "Keep the language model as it is.", "Model")
+    freeze_other: bool = _option(False, "Keep the projector and its position tables as they are.", "Model")
+    gradient_checkpointing: bool = _option(
+        True, "Recompute activations in the backward pass: less memory, about a quarter more time.", "Machine"
+    )
+    eval_split_ratio: float = _option(
+        0.1,
+        "Share of the images held out for evaluation when the dataset has no eval/ folder.",
+        "Data",
+        gt=0,
+        lt=1,
+    )
+    eval_batch_size: int = _option(16, "Images per batch and process in evaluation.", "Evaluation", ge=1)
+    eval_steps: int | None = _option(
+        50, "Optimizer updates between evaluations; none: train on everything and never evaluate.", "Evaluation", ge=1
+    )
+    eval_before_training: bool = _option(True, "Evaluate once before the first update.", "Evaluation")
+    output_dir: UserPath = _option(Path("checkpoints"), "Folder that holds the runs.", "Checkpoints and logs")
+    save_steps: int | None = _option(
+        50, "Optimizer updates between checkpoints; none: only the last.", "Checkpoints and logs", ge=1
+    )
+    save_total_limit: int | None = _option(
+        3, "Checkpoints kept, the oldest go first; none: all.", "Checkpoints and logs", ge=1
+    )
+    log_every: int = _option(1, "Optimizer updates between logged lines.", "Checkpoints and logs", ge=1)
+    log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = _option(
+        ("wandb",),
+        "Trackers; repeat the flag for several. metrics.jsonl is written beside any of them; jsonl: only that file; "
+        "none: nothing.",
+        "Checkpoints and logs",
+    )
+    wandb_project: str = _option("florence2ner", "Weights & Biases project.", "Checkpoints and logs")
+
+    @field_validator("run_name")
+    @classmethod
+    def _run_name_is_one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (value in {"", ".", ".."} or Path(value).name != value):
+            raise ValueError("must be the name of one folder, without slashes")
+        return value
+
+    @field_validator("log_with")
+    @classmethod
+    def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("none can't be combined with other trackers")
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.freeze_vision and self.freeze_language and self.freeze_other:
+            raise ValueError(
+                "freeze_vision, freeze_language and freeze_other leave nothing to train; unset one of them"
+            )
+        _require_folder(self.dataset_path)
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run: checkpoints, split, settings, metrics."""
+        return self.output_dir / (self.run_name or self.dataset_path.resolve().name)
+
+
+class EvalConfig(ModelOptions, GenerationOptions):
+    """Settings of `florence2ner eval`."""
+
+    dataset_path: UserPath = _option(
+        ..., "Folder of captioned images; its eval/ subfolder is used when there is one.", "Data"
+    )
+    batch_size: int = _option(16, "Images per batch and process.", "Machine", ge=1)
+    output: UserPath | None = _option(None, "File for all figures and captions, as JSON.", "Output")
+    show: int = _option(12, "Captions shown beside the truth in the table.", "Output", ge=0)
+
+    @model_validator(mode="after")
+    def _paths(self) -> Self:
+        _require_folder(self.dataset_path)
+        if self.output and self.output.is_dir():
+            raise ValueError(f"output: {self.output} is a folder; name a file, such as results.json")
+        return self
+
+
+class CaptionConfig(ModelOptions, GenerationOptions):
+    """Settings of `florence2ner caption`."""
+
+    paths: tuple[UserPath, ...] = _option(
+        ..., "Images, and folders with images (subfolders too).", "Data", positional=True, min_length=1
+    )
+    batch_size: int = _option(16, "Images per batch and process.", "Machine", ge=1)
+    existing: Literal["skip", "overwrite"] = _option(
+        "skip", "What becomes of a caption file that exists. An empty file counts as missing.", "Output"
+    )
+
+    @model_validator(mode="after")
+    def _paths(self) -> Self:
+        for path in self.paths:
+            if not path.exists():
+                raise ValueError(f"there is no file or folder {path}")
+        return self
+
+
+def _require_folder(path: Path) -> None:
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise ValueError(f"dataset_path: {path} {what}; name the folder that holds the images and captions")
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Path | None = None) -> AnyConfig:
+    """Merge defaults < YAML file < flags. Raises UserError (one line that names the key and the fix)."""
+    values = _read_yaml(config_file) if config_file else {}
+    source = f"{config_file}: " if config_file else ""
+    for key in values:
+        if key not in cls.model_fields:
+            raise UserError(f"{source}unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+    try:
+        return cls.model_validate(values | dict(flags))
+    except ValidationError as error:
+        raise UserError("; ".join(_describe(cls, problem) for problem in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+    return values or {}
+
+
+def _describe(cls: type[Config], problem: Any) -> str:
+    """One pydantic problem as a clause that names the key, what is wrong and what was given."""
+    name = ".".join(str(part) for part in problem["loc"][:1])
+    if problem["type"] == "missing":
+        flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
+        return f"{name} is missing: give {flag} or set it in the config file"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{name}: {message}, not {problem['input']!r}" if name else message

@@ -1,0 +1,250 @@
+"""Samples -> batches of tensors, in an order that is a pure function of the seed and the epoch."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from transformers import Florence2Processor
+
+from florence2ner.data.images import ImageError, load_image, to_pixels
+from florence2ner.data.samples import Sample
+
+IGNORE_INDEX = -100  # labels that the loss passes over
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. A sample that must not count has only IGNORE_INDEX in its labels."""
+
+    pixel_values: Tensor  # uint8 (B, 3, H, W), not yet normalised
+    input_ids: Tensor  # (B, N): image placeholders, then the expanded task prompt
+    attention_mask: Tensor  # (B, N)
+    labels: Tensor | None  # (B, L): <s> caption </s>, padded with IGNORE_INDEX; None without captions
+    indices: tuple[int, ...]  # (B,) positions of the samples in the dataset
+    counted: tuple[bool, ...]  # (B,) False: a filler or an unreadable image
+    failures: tuple[tuple[int, str], ...]  # index and reason of each image that could not be read
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its tensors on `device`."""
+        tensors = {
+            field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+    @property
+    def label_tokens(self) -> int:
+        """Number of tokens that the loss is taken over."""
+        return 0 if self.labels is None else int((self.labels != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True)
+class Window:
+    """The micro-batches of one process that make one optimizer update (or one step of evaluation or captioning)."""
+
+    batches: tuple[Batch, ...]
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which sample a batch takes. `counted` False makes it a filler, drawn only to keep processes in step."""
+
+    index: int
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Which samples each update of each process takes: a pure function of these numbers.
+
+    The samples of one update are a slice of `order(epoch)` that depends on the global batch only, so runs on one or
+    many processes, with large micro-batches or small, see the same data in the same order.
+    """
+
+    samples: int
+    batch_size: int
+    accumulation: int
+    processes: int
+    seed: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer update, over all processes."""
+        return self.batch_size * self.accumulation * self.processes
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer updates per epoch; the last one may be short."""
+        return -(-self.samples // self.global_batch)
+
+    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The order in which an epoch takes the samples."""
+        return _order(self.samples, self.seed, epoch)
+
+    def window(self, update: int, process: int) -> list[list[Draw]]:
+        """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0.
+
+        A short last window is dealt out evenly; a process left with nothing draws a filler that does not count.
+        """
+        epoch, position = divmod(update, self.updates_per_epoch)
+        drawn = self.order(epoch)[position * self.global_batch :][: self.global_batch]
+        micro_batches = -(-len(drawn) // (self.batch_size * self.processes))
+        shares = np.array_split(drawn, micro_batches * self.processes)[process :: self.processes]
+        return [[Draw(int(i)) for i in share] or [Draw(int(drawn[0]), counted=False)] for share in shares]
+
+
+@lru_cache(maxsize=2)
+def _order(samples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
+class SampleDataset(Dataset[tuple[Draw, Tensor, str]]):
+    """Decodes the image of a sample. An unreadable one becomes a blank picture that does not count."""
+
+    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
+        self.samples = samples
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> tuple[Draw, Tensor, str]:
+        try:
+            return draw, to_pixels(load_image(self.samples[draw.index].image), self.image_size), ""
+        except ImageError as error:
+            blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
+            return Draw(draw.index, counted=False), blank, str(error)
+
+
+class Collator:
+    """Puts decoded samples together: prompts as the processor expands them, captions as padded labels."""
+
+    def __init__(self, samples: Sequence[Sample], processor: Florence2Processor) -> None:
+        self.samples = samples
+        self.processor = processor
+        self.pad_token_id: int = processor.tokenizer.pad_token_id
+        self._prompts: dict[str, Tensor] = {}
+
+    def __call__(self, examples: Sequence[tuple[Draw, Tensor, str]]) -> Batch:
+        draws = [draw for draw, _, _ in examples]
+        samples = [self.samples[draw.index] for draw in draws]
+        prompts = [self._prompt_ids(sample.task_prompt) for sample in samples]
+        labels = None
+        if all(sample.caption is not None for sample in samples):
+            ids = self.processor.tokenizer([sample.caption for sample in samples]).input_ids
+            rows = [torch.tensor(row if draw.counted else [IGNORE_INDEX]) for row, draw in zip(ids, draws, strict=True)]
+            labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+        return Batch(
+            pixel_values=torch.stack([pixels for _, pixels, _ in examples]),
+            input_ids=pad_sequence(prompts, batch_first=True, padding_value=self.pad_token_id),
+            attention_mask=pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True),
+            labels=labels,
+            indices=tuple(draw.index for draw in draws),
+            counted=tuple(draw.counted for draw in draws),
+            failures=tuple((draw.index, reason) for draw, _, reason in examples if reason),
+        )
+
+    def _prompt_ids(self, task_prompt: str) -> Tensor:
+        """(N,) ids of the prompt, asked of the processor once: it expands the image to its placeholders."""
+        if task_prompt not in self._prompts:
+            blank = Image.new("RGB", (8, 8))
+            inputs = self.processor(images=blank, text=task_prompt, return_tensors="pt")
+            self._prompts[task_prompt] = inputs.input_ids[0]
+        return self._prompts[task_prompt]
+
+
+@dataclass(frozen=True)
+class _PlannedBatches:
+    """The micro-batches of one process from update `first` up to `end`: a DataLoader's batch sampler."""
+
+    plan: TrainPlan
+    process: int
+    first: int
+    end: int
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for update in range(self.first, self.end):
+            yield from self.plan.window(update, self.process)
+
+
+class TrainLoader:
+    """The windows of one process, from update `first` up to `end`, over as many epochs as that takes.
+
+    One DataLoader serves the whole run: no worker restarts and no gap between epochs. A resumed run starts at its
+    update; nothing is decoded to be thrown away.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Florence2Processor,
+        plan: TrainPlan,
+        *,
+        process: int,
+        first: int,
+        end: int,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.planned = _PlannedBatches(plan, process, first, end)
+        self.loader = _data_loader(samples, processor, self.planned, workers, pin_memory, depth=plan.accumulation)
+
+    def __iter__(self) -> Iterator[Window]:
+        batches = iter(self.loader)
+        plan, process = self.planned.plan, self.planned.process
+        for update in range(self.planned.first, self.planned.end):
+            micro_batches = len(plan.window(update, process))
+            yield Window(tuple(islice(batches, micro_batches)), epoch=update // plan.updates_per_epoch)
+
+
+class SequentialLoader:
+    """The share of one process of all samples, in order, a batch per window: for evaluation and captioning."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        processor: Florence2Processor,
+        *,
+        batch_size: int,
+        process: int,
+        processes: int,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        share = range(process, len(samples), processes)
+        self.batches = [[Draw(i) for i in share[at : at + batch_size]] for at in range(0, len(share), batch_size)]
+        self.loader = _data_loader(samples, processor, self.batches, workers, pin_memory)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Window]:
+        return (Window((batch,)) for batch in self.loader)
+
+
+def _data_loader(
+    samples: Sequence[Sample],
+    processor: Florence2Processor,
+    batch_sampler: Iterable[list[Draw]],
+    workers: int,
+    pin_memory: bool,
+    depth: int = 1,
+) -> DataLoader[Any]:
+    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    return DataLoader(
+        SampleDataset(samples, (height, width)),
+        batch_sampler=batch_sampler,
+        collate_fn=Collator(samples, processor),
+        num_workers=workers,
+        # A window is taken whole before its first forward: keep one ready, or the device waits for it.
+        prefetch_factor=max(2, -(-depth // workers)) if workers else None,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,160 @@
+"""What there is to train on: the samples of a folder, and which of them are held out for evaluation."""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from florence2ner.errors import UserError
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+CAPTION_EXTENSION = ".txt"
+TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, the task asked of it, and the answer (None where it is to be generated)."""
+
+    image: Path
+    task_prompt: str
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The captioned images of a folder, in sorted order, and what was found but can't be used."""
+
+    samples: tuple[Sample, ...]
+    images_without_caption: tuple[Path, ...] = ()
+    captions_without_image: tuple[Path, ...] = ()
+
+    def report(self) -> list[str]:
+        """A line for each kind of file that is left out, with its number and a few names."""
+        left_out = {
+            "images have no caption": self.images_without_caption,
+            "captions have no image": self.captions_without_image,
+        }
+        return [
+            f"{len(paths)} {what} and are left out: {_name_some(paths)}" for what, paths in left_out.items() if paths
+        ]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples to train on and those held out."""
+
+    train: tuple[Sample, ...]
+    eval: tuple[Sample, ...]
+
+
+def discover_images(paths: Iterable[Path]) -> list[Path]:
+    """Every image file named or below the folders named, sorted within each, without repeats."""
+    images: dict[Path, None] = {}
+    for path in paths:
+        images.update(dict.fromkeys(_files(path, IMAGE_EXTENSIONS) if path.is_dir() else [path]))
+    return list(images)
+
+
+def discover_samples(root: Path, task_prompt: str) -> Discovery:
+    """Pair every image below `root` with the .txt of the same stem beside it. An empty caption counts as none."""
+    captions = {path.with_suffix(""): path for path in _files(root, {CAPTION_EXTENSION})}
+    samples, without_caption, used = [], [], set()
+    for image in _files(root, IMAGE_EXTENSIONS):
+        path = captions.get(image.with_suffix(""))
+        caption = _read_caption(path) if path else ""
+        used.add(path)
+        if caption:
+            samples.append(Sample(image, task_prompt, caption))
+        else:
+            without_caption.append(image)
+    without_image = [path for path in captions.values() if path not in used]
+    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image))
+
+
+def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int) -> tuple[Split, Discovery]:
+    """The train and eval samples of a dataset, and all that was discovered on the way.
+
+    `root/train` and `root/eval` are used when present; otherwise a share of `eval_ratio` is held out, chosen by `seed`
+    alone. `eval_ratio` None holds nothing out. Raises UserError when that leaves nothing to train or evaluate on.
+    """
+    train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
+    found = discover_samples(train_root if train_root.is_dir() else root, task_prompt)
+    if not found.samples:
+        raise UserError(
+            f"no image with a caption in {root}: each image needs a {CAPTION_EXTENSION} of the same name beside it "
+            f"({len(found.images_without_caption)} images without a caption were found)"
+        )
+    train = tuple(sample for sample in found.samples if eval_root not in sample.image.parents)
+    if eval_ratio is None and train:
+        return Split(train, ()), replace(found, samples=train)
+    if eval_root.is_dir():
+        held_out = discover_samples(eval_root, task_prompt)
+        if not train or not held_out.samples:
+            empty = eval_root if train else root
+            raise UserError(
+                f"no image with a caption in {empty}: add some, or set eval_steps: none to train on everything"
+            )
+        return Split(train, held_out.samples), _merge(replace(found, samples=train), held_out)
+    assert eval_ratio is not None
+    count = max(1, round(len(found.samples) * eval_ratio))
+    if count >= len(found.samples):
+        raise UserError(
+            f"eval_split_ratio {eval_ratio} of {len(found.samples)} samples leaves nothing to train on: "
+            "lower it, add images, or set eval_steps: none to train on everything"
+        )
+    held_out_indices = set(random.Random(seed).sample(range(len(found.samples)), count))
+    chosen = tuple(sample for i, sample in enumerate(found.samples) if i in held_out_indices)
+    kept = tuple(sample for i, sample in enumerate(found.samples) if i not in held_out_indices)
+    return Split(kept, chosen), found
+
+
+def write_split(split: Split, root: Path, path: Path) -> None:
+    """Write which images are trained on and which are held out, relative to `root`, as JSON."""
+    names = {"dataset_path": str(root.resolve())} | {
+        part: [sample.image.relative_to(root).as_posix() for sample in samples]
+        for part, samples in (("train", split.train), ("eval", split.eval))
+    }
+    path.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_captions(root: Path) -> list[str]:
+    """Every caption below `root`, with or without an image. Raises UserError when there is none."""
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}")
+    captions = [caption for path in _files(root, {CAPTION_EXTENSION}) if (caption := _read_caption(path))]
+    if not captions:
+        raise UserError(f"no caption ({CAPTION_EXTENSION}) in {root}")
+    return captions
+
+
+def _files(root: Path, extensions: Iterable[str]) -> Iterator[Path]:
+    """Files below `root` with one of the extensions, in any case, in a fixed order; hidden ones are passed over."""
+    wanted = tuple(extensions)
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(wanted) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def _merge(first: Discovery, second: Discovery) -> Discovery:
+    return Discovery(
+        first.samples + second.samples,
+        tuple(dict.fromkeys(first.images_without_caption + second.images_without_caption)),
+        tuple(dict.fromkeys(first.captions_without_image + second.captions_without_image)),
+    )
+
+
+def _name_some(paths: Sequence[Path], limit: int = 3) -> str:
+    names = ", ".join(str(path) for path in paths[:limit])
+    return names + (f" and {len(paths) - limit} more" if len(paths) > limit else "")

@@ -1,0 +1,53 @@
+"""What the user sees while a run goes on: lines and one progress bar, from the main process only, on stderr."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar:
+    """A progress bar with figures beside it; it stays silent when stderr is not a terminal."""
+
+    def __init__(self, progress: Progress, total: int, completed: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total, completed=completed, figures="")
+
+    def advance(self, count: int = 1, **figures: str) -> None:
+        """Move on by `count`; `figures` replace those shown (name and value)."""
+        shown: dict[str, Any] = {"figures": "  ".join(f"{name} {value}" for name, value in figures.items())}
+        self._progress.update(self._task, advance=count, **(shown if figures else {}))
+
+
+class Display:
+    """Lines and bars of the main process; from the others nothing but warnings."""
+
+    def __init__(self, *, is_main: bool) -> None:
+        self._console = Console(stderr=True, quiet=not is_main, highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Print one line, above the bar if there is one."""
+        self._console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """Print one line from whichever process this is."""
+        quiet, self._console.quiet = self._console.quiet, False
+        self._console.print(f"warning: {message}", markup=False)
+        self._console.quiet = quiet
+
+    @contextmanager
+    def bar(self, what: str, *, total: int, completed: int = 0) -> Iterator[Bar]:
+        """A bar over `total` units that shows rate, elapsed and remaining time, and figures."""
+        columns: tuple[Any, ...] = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
+            yield Bar(progress, total, completed)

@@ -1,0 +1,77 @@
+"""The one place that builds an Accelerator, and what has to be true of the processes before it is used."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+
+from florence2ner.errors import UserError
+
+
+def make_accelerator(
+    mixed_precision: str, *, seed: int, log_with: Sequence[Any] = (), project_dir: Path | None = None
+) -> Accelerator:
+    """Build the Accelerator of this process and seed every random generator (each process its own).
+
+    Raises UserError where the processes that the launcher started do not see each other, or where the hardware can't
+    do the precision asked for.
+    """
+    # Mixed precision is the one setting that Accelerate keeps from an earlier command in the same process and refuses
+    # to change; the process group itself stays.
+    AcceleratorState._reset_state()
+    precision = resolve_mixed_precision(mixed_precision)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=list(log_with) or None,
+            project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise
+        raise UserError(f"mixed_precision {precision} can't be used here: {error}") from error
+    _check_topology(accelerator)
+    set_seed(seed, device_specific=True)
+    return accelerator
+
+
+def resolve_mixed_precision(asked: str) -> str:
+    """ "auto" -> what `accelerate launch` was told, else bf16 where the hardware is fast at it, else "no"."""
+    if asked != "auto":
+        return asked
+    if told := os.environ.get("ACCELERATE_MIXED_PRECISION"):
+        return told
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() not in {"1", "true"}:
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # without AMX, bf16 is slower than fp32
+    return "bf16" if fast else "no"
+
+
+def resolve_workers(accelerator: Accelerator, asked: int | None) -> int:
+    """Decoding processes beside this process: those asked for, or a share of the machine's cores.
+
+    Without an accelerator the model itself keeps every core busy, and decoding in between costs the least.
+    """
+    if asked is not None:
+        return asked
+    if accelerator.device.type == "cpu":
+        return 0
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, (os.cpu_count() or 1) // processes_here))
+
+
+def _check_topology(accelerator: Accelerator) -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {started} processes but they do not see each other, so each would train alone; "
+            "on CPUs start with: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes "
+            f"{started} -m florence2ner ..."
+        )

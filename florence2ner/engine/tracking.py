@@ -1,0 +1,95 @@
+"""Where figures go: metrics.jsonl, Weights & Biases, TensorBoard, all through Accelerate's trackers."""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+from PIL import Image
+
+from florence2ner.engine.display import Display
+from florence2ner.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+TABLE_COLUMNS = ("truth", "prediction", "image")
+
+
+class JsonlTracker(GeneralTracker):  # type: ignore[misc]
+    """One JSON object a line: step, seconds since the epoch, and the figures."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def tracker(self) -> Path:
+        """The file."""
+        return self.path
+
+    @on_main_process  # type: ignore[untyped-decorator]
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Append a line. It is on its way to the disk when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | values) + "\n")
+
+
+def build_trackers(log_with: Sequence[str], run_dir: Path) -> list[Any]:
+    """What to pass to the Accelerator as `log_with`. Raises UserError for a tracker that is not installed."""
+    if "none" in log_with:
+        return []
+    if "tensorboard" in log_with and not find_spec("tensorboard"):
+        raise UserError("log_with tensorboard needs its package: pip install tensorboard")
+    return [JsonlTracker(run_dir / METRICS_FILE), *(name for name in log_with if name != "jsonl")]
+
+
+def start_trackers(
+    accelerator: Accelerator, display: Display, run_dir: Path, settings: Mapping[str, Any], *, project: str
+) -> None:
+    """Open every tracker. W&B runs offline where there is no login or no network; it never asks."""
+    options: dict[str, Any] = {}
+    if "wandb" in accelerator.log_with:
+        options["wandb"] = {"dir": str(run_dir), "name": run_dir.name}
+        if reason := _why_wandb_is_offline():
+            options["wandb"]["mode"] = "offline"
+            display.say(
+                f"Weights & Biases runs offline ({reason}); upload later with: wandb sync {run_dir}/wandb/offline-run-*"
+            )
+        os.environ.setdefault("WANDB_SILENT", "true")
+    values = {
+        key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
+    }
+    accelerator.init_trackers(project, values, options)
+
+
+def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.Image]], *, step: int) -> None:
+    """Show truth, prediction and thumbnail as a table, in the trackers that have tables."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb" and accelerator.is_main_process:
+            import wandb
+
+            data = [[truth, prediction, wandb.Image(image)] for truth, prediction, image in rows]
+            tracker.log_table("eval/captions", columns=list(TABLE_COLUMNS), data=data, step=step)
+
+
+def _why_wandb_is_offline() -> str | None:
+    """The reason why W&B can't be online here, or None when it can."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return "WANDB_MODE=offline" if mode == "offline" else None
+    import requests
+    import wandb
+
+    if not wandb.api.api_key:
+        return "no login; wandb login makes one"
+    try:
+        requests.head(wandb.api.settings("base_url"), timeout=5)
+    except requests.RequestException:
+        return "its server can't be reached"
+    return None
