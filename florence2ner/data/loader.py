@@ -34,10 +34,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`."""
-        tensors = {
-            field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **moved)
 
     @property
     def label_tokens(self) -> int:

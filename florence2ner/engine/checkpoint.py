@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -27,7 +28,9 @@ def save_checkpoint(
         unfinished.mkdir(parents=True)
         export(unfinished)
     accelerator.wait_for_everyone()
+    hook = accelerator.register_save_state_pre_hook(_leave_out_weights)
     accelerator.save_state(str(unfinished / STATE_FOLDER))
+    hook.remove()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _flush(unfinished)
@@ -48,6 +51,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 def checkpoint_step(checkpoint: Path) -> int:
     """The number of optimizer updates behind a checkpoint directory."""
     return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) -> None:
+    """The weights stand in the export already; Accelerate would write them a second time."""
+    weights.clear()
 
 
 def _flush(directory: Path) -> None:
