@@ -54,9 +54,7 @@ _SIZES: dict[Preset, _Size] = {
         400,
         None,
         {
-            "patch_size": (3, 3, 3, 3),
-            "patch_stride": (2, 2, 2, 2),
-            "patch_padding": (1, 1, 1, 1),
+            "patch_stride": (4, 2, 2, 1),
             "embed_dim": (32, 64, 96, 128),
             "num_heads": (2, 4, 6, 8),
             "num_groups": (2, 4, 6, 8),

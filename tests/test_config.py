@@ -1,0 +1,92 @@
+"""Settings: the original script's names and defaults, YAML < flags, and one line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from florence2ner.config import CaptionConfig, EvalConfig, TrainConfig, load_config
+from florence2ner.errors import UserError
+
+ORIGINAL_DEFAULTS = {
+    "model_name": "microsoft/Florence-2-base",
+    "epochs": 2,
+    "learning_rate": 1e-5,
+    "gradient_checkpointing": True,
+    "freeze_vision": True,
+    "freeze_language": False,
+    "freeze_other": False,
+    "train_batch_size": 16,
+    "eval_batch_size": 16,
+    "gradient_accumulation_steps": 16,
+    "clip_grad_norm": 1,
+    "weight_decay": 1e-5,
+    "save_steps": 50,
+    "save_total_limit": 3,
+    "eval_steps": 50,
+    "warmup_steps": 50,
+    "restarts": 1,
+    "eval_split_ratio": 0.1,
+    "seed": 42,
+    "task_prompt": "<CAPTION>",
+    "attn_implementation": "sdpa",
+}
+
+
+def test_the_original_scripts_names_and_defaults(tmp_path: Path) -> None:
+    config = TrainConfig(dataset_path=tmp_path)
+    assert {name: getattr(config, name) for name in ORIGINAL_DEFAULTS} == ORIGINAL_DEFAULTS
+
+
+@pytest.mark.parametrize("config", [TrainConfig, EvalConfig, CaptionConfig])
+def test_every_field_has_a_help_text_and_a_panel(config: type[TrainConfig]) -> None:
+    for name, field in config.model_fields.items():
+        assert field.description, name
+        assert config.panel_of(name), name
+
+
+def test_flags_beat_yaml_beats_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"dataset_path: {tmp_path}\nepochs: 5\nlearning_rate: 1e-4\nmax_steps: null\n")
+    config = load_config(TrainConfig, {"epochs": 7}, file)
+    assert (config.epochs, config.learning_rate, config.max_steps, config.seed) == (7, 1e-4, None, 42)
+
+
+def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
+    config = TrainConfig(dataset_path=tmp_path, clip_grad_norm=None, log_with=("wandb", "tensorboard"), task_prompt="<OD>")
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(TrainConfig, {}, file) == config
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("learning_rat: 1", r"unknown key 'learning_rat'\. Did you mean learning_rate\?"),
+        ("epochs: many", "epochs: should be a valid integer.*not 'many'"),
+        ("epochs: 0", "epochs: should be greater than or equal to 1, not 0"),
+        ("eval_split_ratio: 1.5", "eval_split_ratio: should be less than 1"),
+        ("mixed_precision: fp8", "mixed_precision: should be 'auto', 'no', 'bf16' or 'fp16', not 'fp8'"),
+        ("log_with: [none, wandb]", "log_with: none can't be combined"),
+        ("run_name: a/b", "run_name: must be the name of one folder"),
+        ("freeze_language: true\nfreeze_other: true", "leave nothing to train"),
+        ("dataset_path: /nowhere", "dataset_path: /nowhere does not exist"),
+        ("- a\n- b", "must hold `key: value` lines, not a list"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_mistakes_get_one_line_that_names_the_key(tmp_path: Path, yaml: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml)
+    flags = {} if "dataset_path" in yaml else {"dataset_path": tmp_path}
+    with pytest.raises(UserError, match=message) as error:
+        load_config(TrainConfig, flags, file)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_values_say_how_to_give_them() -> None:
+    with pytest.raises(UserError, match="dataset_path is missing: give --dataset-path"):
+        load_config(TrainConfig, {})
+    with pytest.raises(UserError, match="paths is missing: give PATHS"):
+        load_config(CaptionConfig, {})
+    with pytest.raises(UserError, match=r"can't read the config file nowhere\.yaml"):
+        load_config(TrainConfig, {}, Path("nowhere.yaml"))
