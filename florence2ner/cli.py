@@ -27,7 +27,11 @@ _NONE = object()  # what `--flag none` parses to: None itself means that the fla
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 130 interrupted."""
+    """Entry point.
+
+    Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 3 some images could not be captioned,
+    130 interrupted.
+    """
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
@@ -127,7 +131,8 @@ def _caption(config: CaptionConfig) -> None:
     """Caption images and folders: a .txt beside each image, existing ones kept."""
     from florence2ner.caption import caption
 
-    caption(config)
+    if caption(config).failed:
+        raise typer.Exit(3)
 
 
 @app.command("init-model")

@@ -52,7 +52,9 @@ def test_flags_beat_yaml_beats_defaults(tmp_path: Path) -> None:
 
 
 def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
-    config = TrainConfig(dataset_path=tmp_path, clip_grad_norm=None, log_with=("wandb", "tensorboard"), task_prompt="<OD>")
+    config = TrainConfig(
+        dataset_path=tmp_path, clip_grad_norm=None, log_with=("wandb", "tensorboard"), task_prompt="<OD>"
+    )
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(TrainConfig, {}, file) == config

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -45,4 +46,4 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """
     height, width = size
     array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return rearrange(torch.from_numpy(array), "h w c -> c h w").contiguous()

@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import LoggerType
 from PIL import Image
 
 from florence2ner.engine.display import Display
@@ -55,7 +56,7 @@ def start_trackers(
 ) -> None:
     """Open every tracker. W&B runs offline where there is no login or no network; it never asks."""
     options: dict[str, Any] = {}
-    if "wandb" in accelerator.log_with:
+    if LoggerType.WANDB in accelerator.log_with:
         options["wandb"] = {"dir": str(run_dir), "name": run_dir.name}
         if reason := _why_wandb_is_offline():
             options["wandb"]["mode"] = "offline"

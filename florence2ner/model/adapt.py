@@ -43,7 +43,7 @@ def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:
 
     transformers wraps the layers of the language model only; the blocks of the vision tower are wrapped here.
     """
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     for stage in model.model.vision_tower.blocks:
         for block in stage:
             _recompute(block)

@@ -6,6 +6,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
@@ -59,7 +60,7 @@ class Captioner(nn.Module):
             decoder_input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
             use_cache=False,
         ).logits  # (B, L, vocabulary)
-        return F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+        return F.cross_entropy(rearrange(logits.float(), "b l v -> b v l"), labels, reduction="none")
 
     @torch.no_grad()
     def generate(

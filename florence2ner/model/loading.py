@@ -8,7 +8,9 @@ from transformers.utils import logging
 
 from florence2ner.errors import UserError
 
-logging.disable_progress_bar()  # a bar per file read or written would tear the run's own
+# A bar per file read or written would tear the run's own, and its hints are about code, not about a user's run.
+logging.disable_progress_bar()
+logging.set_verbosity_error()
 
 
 def load_model(

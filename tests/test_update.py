@@ -1,0 +1,76 @@
+"""One optimizer update: its gradient is that of the mean over the tokens of the whole window, however it is cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.optim.lr_scheduler import LambdaLR
+
+from florence2ner.data.loader import TrainLoader, TrainPlan
+from florence2ner.data.samples import Sample, discover_samples
+from florence2ner.engine.loop import Update, UpdateStep
+from florence2ner.engine.runtime import make_accelerator
+from florence2ner.model.captioner import Captioner
+from florence2ner.model.loading import load_model
+from florence2ner.train import _token_losses
+
+
+def samples_of_different_lengths(shapes: Path) -> list[Sample]:
+    found = discover_samples(shapes, "<CAPTION>").samples[:11]
+    captions = ["red", *(" and ".join([sample.caption or ""] * (1 + i % 4)) for i, sample in enumerate(found[1:]))]
+    return [Sample(sample.image, sample.task_prompt, text) for sample, text in zip(found, captions, strict=True)]
+
+
+def update(
+    samples: list[Sample], model_dir: Path, batch_size: int, accumulation: int, number: int
+) -> tuple[Update, dict]:
+    """Do update `number` of the plan on fresh weights, with a learning rate of 0. Returns it with the gradients."""
+    accelerator = make_accelerator("no", seed=0)
+    model, processor = load_model(model_dir)
+    captioner = Captioner(model, processor).eval()  # dropout is off in the tiny model; eval makes sure
+    optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
+    plan = TrainPlan(len(samples), batch_size, accumulation, processes=1, seed=0)
+    loader = TrainLoader(samples, processor, plan, process=0, first=number, end=number + 1, workers=0, pin_memory=False)
+    prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
+    gradients: dict[str, torch.Tensor] = {}
+    for name, parameter in captioner.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: gradients.__setitem__(name, p.grad.detach().clone())
+        )
+    schedule = LambdaLR(optimizer, lambda _: 1.0)
+    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=None)
+    (window,) = loader
+    return step(window), gradients
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["full window", "short last window"])
+def test_gradient_and_loss_do_not_depend_on_how_the_window_is_cut(shapes: Path, tiny_model: Path, number: int) -> None:
+    samples = samples_of_different_lengths(shapes)
+    whole, expected = update(samples, tiny_model, 8, 1, number)
+    for batch_size, accumulation in ((2, 4), (1, 8)):
+        cut, gradients = update(samples, tiny_model, batch_size, accumulation, number)
+        assert (cut.tokens, cut.samples) == (whole.tokens, whole.samples)
+        torch.testing.assert_close(cut.loss_sum, whole.loss_sum, rtol=1e-5, atol=0)
+        torch.testing.assert_close(cut.gradient_norm, whole.gradient_norm, rtol=1e-5, atol=0)
+        norm = whole.gradient_norm.item()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6 * norm, msg=name)
+
+
+def test_the_loss_is_that_of_the_native_class_over_all_tokens(shapes: Path, tiny_model: Path) -> None:
+    samples = samples_of_different_lengths(shapes)[:8]
+    result, gradients = update(samples, tiny_model, 4, 2, 0)
+    model, processor = load_model(tiny_model)
+    pictures = [Image.open(sample.image) for sample in samples]
+    inputs = processor(images=pictures, text=["<CAPTION>"] * 8, return_tensors="pt", padding=True)
+    labels = processor.tokenizer([sample.caption for sample in samples], return_tensors="pt", padding=True).input_ids
+    loss = model(**inputs, labels=labels.masked_fill(labels == processor.tokenizer.pad_token_id, -100)).loss
+    loss.backward()
+    assert result.loss_sum.item() / result.tokens == pytest.approx(loss.item(), rel=1e-5)
+    norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    assert result.gradient_norm.item() == pytest.approx(norm.item(), rel=1e-5)
+    projection = model.model.multi_modal_projector.image_projection.weight.grad
+    torch.testing.assert_close(
+        gradients["model.model.multi_modal_projector.image_projection.weight"], projection, rtol=1e-4, atol=1e-7
+    )
