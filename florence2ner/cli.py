@@ -152,6 +152,21 @@ def _init_model(
     init_model(directory, preset=preset, captions=read_captions(dataset_path), seed=seed)
 
 
+@app.command("convert")
+def _convert(
+    source: Annotated[str, typer.Argument(help="Model directory or hub id, in either layout.")],
+    destination: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
+    layout: Annotated[
+        Literal["native", "original"],
+        typer.Option(help="native: for transformers' own class. original: for tools that use Microsoft's code."),
+    ],
+) -> None:
+    """Convert a Florence-2 between Microsoft's original layout and the native one, and check the result."""
+    from florence2ner.model.loading import convert
+
+    convert(source, destination, layout=layout)
+
+
 @app.command("demo")
 def _demo(
     directory: Annotated[Path, typer.Argument(help="Folder for the pictures, the model and its captions.")] = Path(

@@ -126,6 +126,11 @@ class TrainConfig(ModelOptions, GenerationOptions):
     save_total_limit: int | None = _option(
         3, "Checkpoints kept, the oldest go first; none: all.", "Checkpoints and logs", ge=1
     )
+    export_layout: Literal["native", "original"] = _option(
+        "native",
+        "Layout of the checkpoints: native for transformers' own class, original for tools that use Microsoft's code.",
+        "Checkpoints and logs",
+    )
     log_every: int = _option(1, "Optimizer updates between logged lines.", "Checkpoints and logs", ge=1)
     log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = _option(
         ("wandb",),

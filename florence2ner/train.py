@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,7 @@ from florence2ner.model.loading import load_model, save_model
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
 
+_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
 THUMBNAIL = (192, 192)  # pixels, of the pictures in the table of captions
 
 
@@ -206,11 +208,14 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        weights = self.accelerator.get_state_dict(self.prepared)
-        weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+        weights = None
+        if self.accelerator.distributed_type in _SHARDED:
+            gathered = self.accelerator.get_state_dict(self.prepared)
+            weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
 
         def export(directory: Path) -> None:
-            save_model(self.captioner.model, self.captioner.processor, directory, weights=weights)
+            model, processor = self.captioner.model, self.captioner.processor
+            save_model(model, processor, directory, layout=self.config.export_layout, weights=weights)
 
         save_checkpoint(
             self.accelerator, self.config.run_dir, self.state.step, export, keep=self.config.save_total_limit

@@ -21,8 +21,6 @@ def make_photos(folder: Path, count: int) -> None:
         name, caption = list(SUBJECTS.items())[number % len(SUBJECTS)]
         photo = Image.fromarray(getattr(data, name)())
         inset = 4 * (number // len(SUBJECTS))
-        photo = photo.crop((inset, inset, photo.width - inset, photo.height - inset)).resize(
-            SIZE, Image.Resampling.LANCZOS
-        )
-        photo.save(folder / f"{name}-{number}.jpg", quality=92)
+        photo = photo.crop((inset, inset, photo.width - inset, photo.height - inset))
+        photo.resize(SIZE, Image.Resampling.LANCZOS).save(folder / f"{name}-{number}.jpg", quality=92)
         (folder / f"{name}-{number}.txt").write_text(caption + "\n", encoding="utf-8")

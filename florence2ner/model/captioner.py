@@ -85,6 +85,7 @@ class Captioner(nn.Module):
             num_beams=num_beams,
             do_sample=False,
             max_new_tokens=min(max_new_tokens, longest),
+            suppress_tokens=[self.model.config.image_token_id],
         )
         texts: list[str] = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]

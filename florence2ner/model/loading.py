@@ -1,16 +1,30 @@
-"""A name or a path -> model and processor, and back to disk."""
+"""A name or a path -> model and processor, in either layout; and back to disk, checked by reading it again."""
 
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from torch import Tensor
 from transformers import AutoProcessor, Florence2ForConditionalGeneration, Florence2Processor
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
+from florence2ner.model.files import one_line, weight_files
+from florence2ner.model.original import is_original, load_original, save_original
 
 # A bar per file read or written would tear the run's own, and its hints are about code, not about a user's run.
 logging.disable_progress_bar()
 logging.set_verbosity_error()
+
+Layout = Literal["native", "original"]
+
+# What a hub repository may give us: no Python file, no second copy of the weights.
+_HUB_FILES = ("*.json", "merges.txt", "model*.safetensors")
+_HUB_PICKLES = ("pytorch_model*.bin",)
+_TOLERANCE = 1e-4  # of the largest logit, between a model and what was written of it
 
 
 def load_model(
@@ -22,19 +36,13 @@ def load_model(
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a Florence-2 and its processor, in evaluation mode, as float32 unless `dtype` says otherwise.
 
-    `name_or_path` is a local directory or a hub id. Raises UserError when there is no such model.
+    `name_or_path` is a local directory or a hub id; the layout, native or Microsoft's original, is recognised by
+    content. No remote code is run and no pickle beyond tensors. Raises UserError when there is no such model, and when
+    a weight is missing, unexpected, of another shape or unreadable.
     """
-    name = str(name_or_path)
-    try:
-        model = Florence2ForConditionalGeneration.from_pretrained(
-            name, dtype=dtype or torch.float32, attn_implementation=attn_implementation
-        )
-        processor = AutoProcessor.from_pretrained(name, backend="pil")
-    except OSError as error:
-        raise UserError(
-            f"can't find the model {name}: give a local directory, or a hub id such as microsoft/Florence-2-base "
-            f"with a network ({str(error).splitlines()[0]})"
-        ) from error
+    directory = _locate(str(name_or_path))
+    load = load_original if is_original(directory) else _load_native
+    model, processor = load(directory, dtype=dtype, attn_implementation=attn_implementation)
     return model.to(device or "cpu").eval(), processor
 
 
@@ -43,11 +51,107 @@ def save_model(
     processor: Florence2Processor,
     directory: Path,
     *,
-    weights: dict[str, torch.Tensor] | None = None,
+    layout: Layout = "native",
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write model and processor to `directory`, so that plain `from_pretrained` loads them.
+    """Write model and processor to `directory`, then read them back and compare the logits of one image.
 
-    `weights` replaces the model's own, where they are spread over processes.
+    native is for plain `from_pretrained`, original for tools that use Microsoft's remote code. `weights` replaces the
+    model's own where they are spread over processes; there is then no whole model to compare with. Whatever goes
+    wrong, nothing half-written stays. Raises UserError when the layout can't hold the model or the logits differ.
     """
-    model.save_pretrained(directory, state_dict=weights)
-    processor.save_pretrained(directory)
+    try:
+        if layout == "original":
+            save_original(model, processor, directory, weights=weights)
+        else:
+            model.save_pretrained(directory, state_dict=weights)
+            processor.save_pretrained(directory)
+        if weights is None:
+            _check(model, directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def convert(source: str, destination: Path, *, layout: Layout) -> None:
+    """Write the model `source` (a directory or a hub id, in either layout) to a new directory in the other layout.
+
+    Raises UserError when the destination exists, and what `load_model` and `save_model` raise.
+    """
+    if destination.exists():
+        raise UserError(f"{destination} exists already: name a new folder")
+    model, processor = load_model(source)
+    unfinished = destination.with_name(f".{destination.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_model(model, processor, unfinished, layout=layout)
+    unfinished.rename(destination)
+
+
+def _locate(name: str) -> Path:
+    """The local directory of a model: itself, or the snapshot of a hub repository."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        if not weight_files(directory):
+            snapshot_download(name, allow_patterns=list(_HUB_PICKLES))
+    except (OSError, HFValidationError) as error:  # no such repository, no network, not a valid id
+        raise UserError(
+            f"can't find the model {name}: give a local directory, or a hub id such as microsoft/Florence-2-base "
+            f"with a network ({one_line(error)})"
+        ) from error
+    return directory
+
+
+def _load_native(
+    directory: Path, *, dtype: torch.dtype | None, attn_implementation: str
+) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    try:
+        model, report = Florence2ForConditionalGeneration.from_pretrained(
+            directory, dtype=dtype or torch.float32, attn_implementation=attn_implementation, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(directory, backend="pil")
+    except Exception as error:  # damaged files can raise anything
+        raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
+    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(problems.values()):  # transformers makes up the missing ones and only warns
+        text = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:4])}" for kind, keys in problems.items() if keys)
+        raise UserError(f"the weights in {directory} do not fit its config.json: {text}")
+    if not isinstance(processor, Florence2Processor):
+        raise UserError(f"{directory} holds the processor of another model: copy it from the model's source")
+    return model, processor
+
+
+@torch.no_grad()
+def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
+    """Reload `directory` and compare logits with the model in memory. Raises UserError when they differ."""
+    reloaded, processor = load_model(directory, dtype=model.dtype, device=model.device)
+    reloaded.set_attn_implementation(model.config._attn_implementation)
+    modes = {module: module.training for module in model.modules()}
+    expected = _probe(model.eval(), model.config.image_token_id)
+    for module, training in modes.items():  # frozen parts stay in evaluation mode while the rest trains
+        module.training = training
+    written = _probe(reloaded, processor.image_token_id)
+    expected = expected[..., : written.shape[-1]]  # rows behind the original's vocabulary are cut
+    difference = (written - expected).abs().max().item()
+    if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise UserError(f"what was written to {directory} differs from the model by {difference:.2g} in the logits")
+
+
+def _probe(model: Florence2ForConditionalGeneration, image_token_id: int) -> Tensor:
+    """Logits (1, 8, vocabulary) of a fixed random image of a few patches, a prompt and a caption."""
+    stride = 1
+    for factor in model.config.vision_config.patch_stride:
+        stride *= factor
+    side = 4  # of the vision tower's map
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, side * stride, side * stride, generator=generator).to(model.device, model.dtype)
+    ids = torch.randint(4, 200, (1, 8), generator=generator)
+    image = torch.full((1, 1 + side**2), image_token_id)
+    logits: Tensor = model(
+        pixel_values=pixels,
+        input_ids=torch.cat([image, ids], dim=1).to(model.device),
+        decoder_input_ids=ids.to(model.device),
+        use_cache=False,
+    ).logits
+    return logits.float()

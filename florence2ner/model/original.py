@@ -1,0 +1,387 @@
+"""Microsoft's original Florence-2 layout, read into transformers' native classes and written back, without its code.
+
+The layout is what configuration_florence2.py, modeling_florence2.py and processing_florence2.py of
+microsoft/Florence-2-large read. transformers must never see such a directory itself: it accepts the config, ignores
+the keys that it does not know and leaves most of the weights random, without an error.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer as RustTokenizer
+from torch import Tensor
+from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
+
+from florence2ner.errors import UserError
+from florence2ner.model import processing
+from florence2ner.model.files import one_line, read_json, read_state_dict, section
+from florence2ner.model.processing import IMAGE_TOKEN
+
+_MASK_TOKEN = "<mask>"
+_IMAGE_PROJECTION = "image_projection"
+_FINAL_LOGITS_BIAS = "language_model.final_logits_bias"
+_LM_HEAD = "language_model.lm_head.weight"
+_SHARED = "language_model.model.shared.weight"
+# The same table as `shared` in both layouts; a file may hold it under any of these names, or under all.
+_COPIES = ("language_model.model.encoder.embed_tokens.weight", "language_model.model.decoder.embed_tokens.weight")
+
+# Native name -> original name, applied one after the other.
+_RENAMES = (
+    (r"^lm_head\.", "language_model.lm_head."),
+    (r"^model\.language_model\.", "language_model.model."),
+    (r"^model\.multi_modal_projector\.image_projection\.weight$", _IMAGE_PROJECTION),
+    (r"^model\.multi_modal_projector\.image_position_embed\.", "image_pos_embed."),
+    (r"^model\.multi_modal_projector\.", ""),
+    (r"^model\.vision_tower\.", "vision_tower."),
+    (r"^(vision_tower\.convs\.\d+)\.conv\.", r"\1.proj."),
+    (r"^(vision_tower\.blocks\..+\.conv[12])\.", r"\1.fn.dw."),
+    (r"^(vision_tower\.blocks\..+_block)\.ffn\.", r"\1.ffn.fn.net."),
+    (r"^(vision_tower\.blocks\..+\.(?:window|channel)_attn)\.", r"\1.fn."),
+    (r"^(vision_tower\.blocks\..+\.spatial_block)\.norm1\.", r"\1.window_attn.norm."),
+    (r"^(vision_tower\.blocks\..+\.channel_block)\.norm1\.", r"\1.channel_attn.norm."),
+    (r"^(vision_tower\.blocks\..+_block)\.norm2\.", r"\1.ffn.norm."),
+)
+
+# Fields with the same name and meaning in both configs. The original's dim_embed is the native embed_dim.
+_VISION_FIELDS = (
+    *("depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm"),
+    *("window_size", "drop_path_rate", "projection_dim"),
+)
+_TEXT_FIELDS = (
+    *("vocab_size", "d_model", "max_position_embeddings", "activation_function", "scale_embedding", "init_std"),
+    *("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "encoder_layerdrop"),
+    *("decoder_layers", "decoder_ffn_dim", "decoder_attention_heads", "decoder_layerdrop"),
+    *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"),
+)
+# The original generates with what its text_config says and never looks at generation_config.json.
+_GENERATION_FIELDS = (
+    *("num_beams", "early_stopping", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id"),
+    *("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"),
+)
+# What one side can vary and the other cannot.
+_FEATURE_SOURCE = ["spatial_avg_pool", "temporal_avg_pool"]
+_FIXED_IN_ORIGINAL = {"in_channels": 3, "mlp_ratio": 4.0, "qkv_bias": True, "activation_function": "gelu"}
+# "repository--file.class" is what transformers itself writes when it saves a model with remote code. A plain
+# "file.class" would point to a Python file beside the weights, and none is ever written. Tools that trust remote code
+# (taggui) follow the reference; those that bring their own copy of the code (ComfyUI-Florence2) do not read it.
+_CODE = "microsoft/Florence-2-large--"
+
+
+def original_name(native_name: str) -> str:
+    """The original's state-dict key for one of `Florence2ForConditionalGeneration`; no two have the same."""
+    for pattern, replacement in _RENAMES:
+        native_name = re.sub(pattern, replacement, native_name)
+    return native_name
+
+
+def is_original(directory: Path) -> bool:
+    """Whether `directory` holds a model in Microsoft's layout: config.json tells, in doubt the weights' names.
+
+    Neither the directory's name nor vision_config.model_type counts: fine-tunes have anything there. Raises
+    `UserError` when config.json is missing or broken, or when the weights are needed and cannot be read.
+    """
+    vision = section(read_json(directory / "config.json"), "vision_config")
+    original = "dim_embed" in vision or "image_pos_embed" in vision
+    if original != ("embed_dim" in vision):
+        return original
+    return _IMAGE_PROJECTION in read_state_dict(directory)
+
+
+def load_original(
+    directory: Path, *, dtype: torch.dtype | None = None, attn_implementation: str = "sdpa"
+) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    """Convert a directory in the original layout in memory: a native model on the CPU in eval mode, and its processor.
+
+    `dtype` None means float32, whatever the files hold. The vocabulary is the original's; `<image>` has `<mask>`'s id
+    and is never generated. The output head is tied to the embedding exactly when the two are equal in the files.
+    Raises `UserError`, in one line, when a file is missing or damaged, when the config asks for what the native
+    classes cannot do, and when a weight is missing, unexpected or of another shape.
+    """
+    settings = read_json(directory / "config.json")
+    config = _native_config(settings, directory)
+    processor = _load_processor(directory, config)
+    state = read_state_dict(directory)
+    config.image_token_id = processor.image_token_id
+    config.tie_word_embeddings = _unify_embeddings(state, directory)
+    config.dtype = dtype or torch.float32
+    try:
+        with torch.device("meta"):  # nothing is allocated or initialised: every tensor comes from the files
+            model = Florence2ForConditionalGeneration(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{directory / 'config.json'} does not describe a Florence-2: {one_line(error)}") from error
+    model.load_state_dict(_native_weights(state, model, directory), strict=False, assign=True)
+    model.tie_weights()
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    model.set_attn_implementation(attn_implementation)
+    text = section(settings, "text_config")
+    own_values = {name: text[name] for name in _GENERATION_FIELDS if name in text}
+    model.generation_config = processing.build_generation_config(config.image_token_id, **own_values)
+    model.train(False)
+    return model, processor
+
+
+def save_original(
+    model: Florence2ForConditionalGeneration,
+    processor: Florence2Processor,
+    directory: Path,
+    *,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write `model` and `processor` as Microsoft's remote code, and the tools built around it, read them.
+
+        directory/
+          config.json              auto_map names the code of microsoft/Florence-2-large; no Python file is written
+          generation_config.json   as on the hub
+          model.safetensors        all keys, the copies of the embedding included
+          preprocessor_config.json
+          tokenizer.json, vocab.json, merges.txt, tokenizer_config.json
+
+    `<image>` becomes `<mask>` again; where it has a row of its own (florence-community/Florence-2-base), that row and
+    the padding behind it are cut. `weights` replaces the model's own, where they are spread over processes. The files
+    are written one after the other: give a temporary directory and rename it.
+    Raises `UserError`, before anything is written, for what the original's code cannot express.
+    """
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    vocab_size = _restore_mask_token(tokenizer)
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    # As strings: tokenizers before 0.20, which the original's users have, do not know pairs.
+    tokenizer["model"]["merges"] = merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    image_processor = processor.image_processor
+    size = {side: image_processor.size[side] for side in ("height", "width")}
+    files: dict[str, dict[str, Any]] = {
+        "config.json": native_to_original_config(model, vocab_size=vocab_size),
+        "generation_config.json": {"num_beams": 3, "early_stopping": False},
+        "preprocessor_config.json": {
+            "auto_map": {"AutoProcessor": f"{_CODE}processing_florence2.Florence2Processor"},
+            "image_processor_type": "CLIPImageProcessor",
+            "processor_class": "Florence2Processor",
+            "image_seq_length": processor.num_image_tokens,
+            **{f"do_{step}": True for step in ("convert_rgb", "resize", "rescale", "normalize")},
+            "do_center_crop": False,
+            "image_mean": list(image_processor.image_mean),
+            "image_std": list(image_processor.image_std),
+            "resample": int(image_processor.resample),
+            "size": size,
+            "crop_size": size,
+        },
+        "tokenizer.json": tokenizer,
+        "vocab.json": vocab,
+        "tokenizer_config.json": {
+            "model_max_length": processor.tokenizer.model_max_length,
+            "tokenizer_class": "BartTokenizer",
+        },
+    }
+    tensors = {original_name(name): tensor.detach() for name, tensor in (weights or model.state_dict()).items()}
+    # All copies: the original's from_pretrained leaves the head random when a safetensors file has only `shared`, and
+    # other loaders expect this or that name. Cloned, since safetensors refuses tensors that share memory.
+    tensors |= {name: tensors[name][:vocab_size].clone() for name in (_SHARED, *_COPIES, _LM_HEAD)}
+    tensors[_IMAGE_PROJECTION] = tensors[_IMAGE_PROJECTION].t()  # (in, out) in the original
+    tensors[_FINAL_LOGITS_BIAS] = torch.zeros(1, vocab_size, dtype=model.dtype)
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def native_to_original_config(model: Florence2ForConditionalGeneration, *, vocab_size: int) -> dict[str, Any]:
+    """The original's config.json for a native model of which the first `vocab_size` embedding rows are kept.
+
+    What the model's generation_config leaves open gets the original's defaults. Raises `UserError` for a vision tower
+    that the original's code cannot express, or when there are fewer rows.
+    """
+    vision: Any = model.config.vision_config
+    text: Any = model.config.text_config
+    for name, value in _FIXED_IN_ORIGINAL.items():
+        if getattr(vision, name) != value:
+            raise UserError(f"Microsoft's code knows only {name} = {value}; the model has {getattr(vision, name)}.")
+    if vocab_size > text.vocab_size:
+        raise UserError(f"The tokenizer has {vocab_size} tokens, but the model only {text.vocab_size}.")
+    generation = processing.build_generation_config(model.config.image_token_id).to_dict()
+    generation |= {key: value for key, value in model.generation_config.to_dict().items() if value is not None}
+    return {
+        "_name_or_path": "florence2",
+        "architectures": ["Florence2ForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": f"{_CODE}configuration_florence2.Florence2Config",
+            "AutoModelForCausalLM": f"{_CODE}modeling_florence2.Florence2ForConditionalGeneration",
+        },
+        **{name: getattr(text, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        "ignore_index": -100,
+        "is_encoder_decoder": True,
+        "model_type": "florence2",
+        "projection_dim": vision.projection_dim,
+        "text_config": {
+            **{name: getattr(text, name) for name in _TEXT_FIELDS},
+            **{name: generation[name] for name in _GENERATION_FIELDS},
+            "vocab_size": vocab_size,
+            "num_hidden_layers": text.encoder_layers,
+            "is_encoder_decoder": True,
+            **dict.fromkeys(("add_bias_logits", "add_final_layer_norm", "normalize_before"), False),
+            "classif_dropout": 0.1,
+            "gradient_checkpointing": False,
+            "label2id": {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2},
+        },
+        "vision_config": {
+            "model_type": "davit",  # the original's code refuses any other word
+            "enable_checkpoint": False,
+            "dim_embed": vision.embed_dim,
+            **{name: getattr(vision, name) for name in _VISION_FIELDS},
+            "visual_temporal_embedding": {"type": "COSINE", "max_temporal_embeddings": vision.max_temporal_embeddings},
+            "image_pos_embed": {"type": "learned_abs_2d", "max_pos_embeddings": vision.max_position_embeddings},
+            "image_feature_source": _FEATURE_SOURCE,
+        },
+        "vocab_size": vocab_size,
+        "torch_dtype": str(model.dtype).removeprefix("torch."),
+        "transformers_version": "4.41.0.dev0",  # the hub's: a config of that time, not of this transformers
+    }
+
+
+def _native_config(settings: dict[str, Any], directory: Path) -> Florence2Config:
+    """The native config but for `image_token_id` and `tie_word_embeddings`, which the other files decide."""
+    path = directory / "config.json"
+    vision, text = section(settings, "vision_config"), section(settings, "text_config")
+    position, temporal = section(vision, "image_pos_embed"), section(vision, "visual_temporal_embedding")
+    for name, value, wanted in (
+        ("image_pos_embed.type", position.get("type"), "learned_abs_2d"),
+        ("visual_temporal_embedding.type", temporal.get("type"), "COSINE"),
+        ("image_feature_source", vision.get("image_feature_source"), _FEATURE_SOURCE),
+    ):
+        if value != wanted:
+            raise UserError(f"{path}: vision_config.{name} is {value}; only {wanted} can be converted.")
+    try:
+        vision_config = {name: vision[name] for name in _VISION_FIELDS} | {
+            "embed_dim": vision["dim_embed"],
+            "max_position_embeddings": position["max_pos_embeddings"],
+            "max_temporal_embeddings": temporal["max_temporal_embeddings"],
+        }
+        # Fine-tunes say model_type "florence2_language", which transformers does not know. Where a field is not
+        # written, the two classes' defaults differ only in the vocabulary.
+        text_config = {"vocab_size": 51289} | {name: text[name] for name in _TEXT_FIELDS if name in text}
+        config = Florence2Config(vision_config=vision_config, text_config=text_config | {"model_type": "bart"})
+    except KeyError as error:
+        raise UserError(f"{path}: vision_config lacks {error}; copy config.json from the model's source.") from error
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"{path} does not describe a Florence-2: {one_line(error)}") from error
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):  # wrong at the top level in early hub revisions
+        setattr(config, name, getattr(config.text_config, name))
+    return config
+
+
+def _load_processor(directory: Path, config: Florence2Config) -> Florence2Processor:
+    vision: Any = config.vision_config
+    text: Any = config.text_config
+    path = directory / "preprocessor_config.json"
+    settings = read_json(path)
+    side = section(settings, "size").get("height")
+    if not isinstance(side, int) or settings["size"] != {"height": side, "width": side}:
+        raise UserError(f'{path}: size is {settings.get("size")}; Florence-2 needs {{"height": N, "width": N}}.')
+    wanted = {"image_mean": list(processing.IMAGE_MEAN), "image_std": list(processing.IMAGE_STD), "resample": 3}
+    for name, value in wanted.items():
+        if settings.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {settings[name]}; only {value} can be converted.")
+    map_side = side
+    for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        map_side = (map_side + 2 * padding - kernel) // stride + 1
+
+    path = directory / "tokenizer_config.json"
+    limit = read_json(path).get("model_max_length") if path.is_file() else None
+    path = directory / "tokenizer.json"
+    try:
+        backend = RustTokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises nothing narrower
+        raise UserError(
+            f"{path} is missing or not a tokenizer ({one_line(error)}): copy it from the model's source."
+        ) from error
+    if backend.token_to_id(_MASK_TOKEN) is None or backend.token_to_id(IMAGE_TOKEN) is not None:
+        raise UserError(f"{path} is not the original's, which has {_MASK_TOKEN} and no {IMAGE_TOKEN}.")
+    tokenizer = processing.build_tokenizer(backend, model_max_length=limit or text.max_position_embeddings)
+    vocab = tokenizer.get_vocab()
+    ids = [vocab[token] for token in processing.TASK_TOKENS]
+    if ids != list(range(ids[0], ids[0] + len(ids))) or len(tokenizer) > text.vocab_size:
+        raise UserError(
+            f"{path}: {len(tokenizer)} tokens, <od> {ids[0]}, <and> {ids[-1]} do not fit vocab_size {text.vocab_size}."
+        )
+    return processing.build_processor(tokenizer, image_size=side, image_seq_length=1 + map_side**2)
+
+
+def _unify_embeddings(state: dict[str, Tensor], directory: Path) -> bool:
+    """Leave one table, `shared`, and the head in `state`; returns whether these two are equal.
+
+    The original ties the encoder's and the decoder's table but not the head, which drifts away when it is fine-tuned.
+    """
+    tables = [name for name in (_SHARED, *_COPIES, _LM_HEAD) if name in state]
+    if not tables:
+        return True  # reported with the other missing weights
+    shared = state.setdefault(_SHARED, state[tables[0]])
+    for name in _COPIES:
+        if not _equal(state.pop(name, shared), shared):
+            raise UserError(f"The weights in {directory} are inconsistent: {name} differs from {tables[0]}.")
+    return _equal(state.setdefault(_LM_HEAD, shared), shared)
+
+
+def _native_weights(
+    state: dict[str, Tensor], model: Florence2ForConditionalGeneration, directory: Path
+) -> dict[str, Tensor]:
+    """Rename, transpose and cast the tensors of `state`, which is emptied to save memory, to fit `model` exactly."""
+    bias = state.pop(_FINAL_LOGITS_BIAS, None)
+    if bias is not None and bias.count_nonzero():
+        raise UserError(f"{directory}: {_FINAL_LOGITS_BIAS} is not zero; the native class has no such bias.")
+    if _IMAGE_PROJECTION in state:
+        state[_IMAGE_PROJECTION] = state[_IMAGE_PROJECTION].mT
+    native = {original_name(name): name for name in model.state_dict()}
+    shapes = {original_name(name): tensor.shape for name, tensor in model.state_dict().items()}
+    problems = {
+        "missing": [name for name in native if name not in state and name not in (*_COPIES, _LM_HEAD)],
+        "unexpected": [name for name in state if name not in native],
+        "of another shape": [
+            f"{name} {tuple(tensor.shape)} instead of {tuple(shapes[name])}"
+            for name, tensor in state.items()
+            if name in native and tensor.shape != shapes[name]
+        ],
+    }
+    if any(problems.values()):
+        text = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
+        raise UserError(f"The weights in {directory} do not fit its config.json: {text}.")
+    if model.config.tie_word_embeddings:
+        del state[_LM_HEAD]
+    # Copied even where the dtype stays: a mapped file may be replaced while the model lives.
+    return {
+        native[name]: state.pop(name).to(model.config.dtype, copy=True, memory_format=torch.contiguous_format)
+        for name in list(state)
+    }
+
+
+def _restore_mask_token(tokenizer: dict[str, Any]) -> int:
+    """Take `<image>` out of the state of a Rust tokenizer again; returns the number of tokens left."""
+    vocab, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]
+    if _MASK_TOKEN not in {*vocab, *(token["content"] for token in added)}:
+        # A renamed <mask>. It always gets an entry in the vocabulary, as vocab.json alone must give its id.
+        vocab[_MASK_TOKEN] = next(token["id"] for token in added if token["content"] == IMAGE_TOKEN)
+        vocab.pop(IMAGE_TOKEN, None)
+        added += [
+            token | {"content": _MASK_TOKEN, "lstrip": True} for token in added if token["content"] == IMAGE_TOKEN
+        ]
+    tokenizer["model"]["vocab"] = vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    kept = (token for token in added if token["content"] != IMAGE_TOKEN)
+    tokenizer["added_tokens"] = sorted(kept, key=lambda token: token["id"])
+    ids = {*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    if ids != set(range(len(ids))):
+        raise UserError(f"The tokenizer has tokens behind {IMAGE_TOKEN}; without it their ids would change.")
+    return len(ids)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
