@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 
 from florence2ner.config import CaptionConfig, Config, EvalConfig, TrainConfig, load_config
-from florence2ner.errors import UserError
+from florence2ner.errors import Interrupted, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ def main() -> None:
     """Entry point.
 
     Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 3 some images could not be captioned,
-    130 interrupted.
+    130 and 143 interrupted by SIGINT and SIGTERM.
     """
     try:
         sys.exit(app(standalone_mode=False))
@@ -38,15 +38,17 @@ def main() -> None:
         _fail(error.format_message())
     except UserError as error:
         _fail(str(error))
+    except Interrupted as error:
+        _fail(str(error), code=128 + error.signal)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 2) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None]], None]:
@@ -54,7 +56,7 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None
 
     def register(run: Callable[..., None]) -> None:
         def command(**given: Any) -> None:
-            config_file = given.pop("config", None)
+            config_file = given.pop("config", None) or _settings_of_run(given.get("resume"))
             flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
             run(load_config(config, flags, config_file))
 
@@ -66,6 +68,12 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None
         app.command(name)(command)
 
     return register
+
+
+def _settings_of_run(resume: str | None) -> Path | None:
+    """The saved settings of the run that `--resume PATH` goes on with."""
+    saved = resume and Path(resume).resolve().parent / "config.yaml"
+    return saved if saved and saved.is_file() else None
 
 
 def _config_file_parameter() -> inspect.Parameter:

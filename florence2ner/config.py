@@ -131,6 +131,28 @@ class TrainConfig(ModelOptions, GenerationOptions):
         "Layout of the checkpoints: native for transformers' own class, original for tools that use Microsoft's code.",
         "Checkpoints and logs",
     )
+    resume: str | None = _option(
+        None,
+        "Go on with a run: latest (its newest checkpoint; a new run where there is none) or the path of a checkpoint.",
+        "Checkpoints and logs",
+    )
+    keep_states: bool = _option(
+        False, "Keep the training state of every checkpoint, not only of the newest.", "Checkpoints and logs"
+    )
+    metric_for_best: Literal["eval/loss", "eval/perplexity", "eval/exact_match"] = _option(
+        "eval/loss",
+        "Metric of the `best` link, which follows the checkpoints that were evaluated at their own step.",
+        "Evaluation",
+    )
+    early_stopping_patience: int | None = _option(
+        None, "Evaluations without a better metric_for_best after which the run ends; none: never.", "Evaluation", ge=1
+    )
+    max_bad_updates: int = _option(
+        10, "Updates in a row with a loss or gradient that is not finite after which the run stops.", "Training", ge=1
+    )
+    process_timeout: int = _option(
+        600, "Seconds that a process waits for the others before it gives up.", "Machine", ge=1
+    )
     log_every: int = _option(1, "Optimizer updates between logged lines.", "Checkpoints and logs", ge=1)
     log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = _option(
         ("wandb",),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,6 +87,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
     )
+    assert result is not None
     if accelerator.is_main_process:
         _print(result, show=config.show)
         if config.output:
@@ -108,11 +109,13 @@ def evaluate_samples(
     num_beams: int,
     max_new_tokens: int,
     generate: int | None = None,
-) -> Evaluation:
+    give_up: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Loss over all samples, and captions of the first `generate` (None: of all). Every process must call this.
 
     The samples are shared out to the processes; each gets the whole result. Leaves the captioner in evaluation mode.
-    Raises UserError when no image can be read.
+    None when `give_up` said so in one of them, which it is asked after each batch. Raises UserError when no image can
+    be read.
     """
     limit = len(samples) if generate is None else generate
     captioner.eval()
@@ -149,11 +152,13 @@ def evaluate_samples(
             for index, reason in window.batches[0].failures:
                 display.warn(f"{samples[index].image} is left out of the evaluation: {reason}")
             bar.advance()
-            return False
+            return give_up()
 
         run_loop(loader, step, after_step, device=accelerator.device)
-    if accelerator.num_processes > 1:
-        results = gather_object(results)
+    gathered = gather_object([(results, give_up())])
+    if any(gave_up for _, gave_up in gathered):
+        return None
+    results = [result for part, _ in gathered for result in part]
     return _summarise(results, samples)
 
 

@@ -86,9 +86,9 @@ def test_mistakes_get_one_line_that_names_the_key(tmp_path: Path, yaml: str, mes
 
 
 def test_missing_values_say_how_to_give_them() -> None:
-    with pytest.raises(UserError, match="dataset_path is missing: give --dataset-path"):
+    with pytest.raises(UserError, match=r"dataset_path is missing: give --dataset-path"):
         load_config(TrainConfig, {})
-    with pytest.raises(UserError, match="paths is missing: give PATHS"):
+    with pytest.raises(UserError, match=r"paths is missing: give PATHS"):
         load_config(CaptionConfig, {})
     with pytest.raises(UserError, match=r"can't read the config file nowhere\.yaml"):
         load_config(TrainConfig, {}, Path("nowhere.yaml"))

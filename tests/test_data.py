@@ -74,10 +74,10 @@ def test_an_eval_folder_is_never_trained_on(tmp_path: Path) -> None:
 
 
 def test_splits_that_leave_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image with a caption"):
+    with pytest.raises(UserError, match=r"no image with a caption"):
         discover_split(tmp_path, "<CAPTION>", eval_ratio=0.1, seed=0)
     put(tmp_path / "a.png", "a")
-    with pytest.raises(UserError, match="leaves nothing to train on"):
+    with pytest.raises(UserError, match=r"leaves nothing to train on"):
         discover_split(tmp_path, "<CAPTION>", eval_ratio=0.1, seed=0)
     (tmp_path / "eval").mkdir()
     with pytest.raises(UserError, match=r"no image with a caption in .*eval"):

@@ -23,6 +23,7 @@ FLOORS = {
     "report": 1,
     "engine": 2,
     "train": 3,
+    "run": 3,
     "evaluate": 3,
     "caption": 3,
     "demo": 3,

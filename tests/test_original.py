@@ -385,7 +385,7 @@ def test_an_image_token_with_a_row_of_its_own_is_cut(exported: Path, tmp_path: P
     assert torch.allclose(with_row[..., :size], without, atol=1e-5)
 
     own.tokenizer.add_tokens(["<mine>"])
-    with pytest.raises(UserError, match="tokens behind <image>"):
+    with pytest.raises(UserError, match=r"tokens behind <image>"):
         save_original(model, own, tmp_path)
 
 
@@ -695,7 +695,7 @@ def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path, legacy: 
 def test_a_pickle_of_something_else_is_refused(copy: Path, content: Any) -> None:
     (copy / "model.safetensors").unlink()
     torch.save(content, copy / "pytorch_model.bin")
-    with pytest.raises(UserError, match="is not a state dict"):
+    with pytest.raises(UserError, match=r"is not a state dict"):
         load_original(copy)
 
 

@@ -30,7 +30,7 @@ EXPORT = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-STATE = {"optimizer.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl", "custom_checkpoint_1.pkl"}
+STATE = {"optimizer.bin", "random_states_0.pkl", "train_state.json"}
 
 
 def files_in(folder: Path) -> set[str]:
@@ -49,10 +49,13 @@ def test_train_then_eval_then_caption(
     config = make_config(epochs=2, save_steps=2, save_total_limit=2, eval_steps=4)
     last = train(config)  # 22 images to train on, 2 held out: 3 updates an epoch, the last one short
     assert last == config.run_dir / "step-6"
-    checkpoint = EXPORT | {f"state/{name}" for name in STATE}
-    assert files_in(config.run_dir) == {"config.yaml", "metrics.jsonl", "split.json"} | {
-        f"{step}/{name}" for step in ("step-4", "step-6") for name in checkpoint
-    }
+    assert files_in(config.run_dir) == (
+        {"config.yaml", "metrics.jsonl", "split.json"}
+        | {f"{step}/{name}" for step in ("step-4", "step-6") for name in EXPORT}
+        | {f"step-6/state/{name}" for name in STATE}
+    )
+    assert (config.run_dir / "latest").resolve() == last
+    assert (config.run_dir / "best").resolve() in {config.run_dir / "step-4", last}
     assert TrainConfig.model_validate(yaml.safe_load((config.run_dir / "config.yaml").read_text())) == config
     assert list(figures(config.run_dir, "train/loss")) == [1, 2, 3, 4, 5, 6]
     assert list(figures(config.run_dir, "eval/loss")) == [4, 6], "every eval_steps and at the end, never twice"
@@ -176,7 +179,9 @@ def test_unreadable_images_are_named_and_never_end_a_run(
 def test_a_run_directory_with_checkpoints_is_refused(make_config: MakeConfig) -> None:
     config = make_config(max_steps=1, eval_steps=None)
     train(config)
-    with pytest.raises(UserError, match="already has checkpoints: choose another --run-name"):
+    with pytest.raises(
+        UserError, match=r"already has checkpoints: add --resume latest to go on from step-1, choose another --run-name"
+    ):
         train(config)
 
 

@@ -249,4 +249,6 @@ def _data_loader(
         # A window is taken whole before its first forward: keep one ready, or the device waits for it.
         prefetch_factor=max(2, -(-depth // workers)) if workers else None,
         pin_memory=pin_memory,
+        # Its own, or each new iterator would draw a seed from the global one and a resumed run would part ways.
+        generator=torch.Generator(),
     )

@@ -1,9 +1,10 @@
 """What there is to train on: the samples of a folder, and which of them are held out for evaluation."""
 
+import glob
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,6 +121,32 @@ def write_split(split: Split, root: Path, path: Path) -> None:
     path.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_split(path: Path, root: Path, task_prompt: str) -> Split:
+    """The split that a run wrote, with the captions as they are now. Raises UserError when a file of it is gone."""
+    names = json.loads(path.read_text(encoding="utf-8"))
+
+    def read(part: str) -> tuple[Sample, ...]:
+        return tuple(Sample(image, task_prompt, _caption_of(image)) for image in (root / name for name in names[part]))
+
+    return Split(read("train"), read("eval"))
+
+
+def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> Split:
+    """The split without the samples whose caption has more than `limit` tokens.
+
+    Raises UserError when that leaves nothing to train or evaluate on.
+    """
+
+    def fitting(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        lengths = count_tokens([sample.caption or "" for sample in samples]) if samples else []
+        return tuple(sample for sample, length in zip(samples, lengths, strict=True) if length <= limit)
+
+    kept = Split(fitting(split.train), fitting(split.eval))
+    if not kept.train or (split.eval and not kept.eval):
+        raise UserError(f"every caption is longer than the {limit} tokens that the model can write: shorten them")
+    return kept
+
+
 def read_captions(root: Path) -> list[str]:
     """Every caption below `root`, with or without an image. Raises UserError when there is none."""
     if not root.is_dir():
@@ -145,6 +172,14 @@ def _read_caption(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None
+
+
+def _caption_of(image: Path) -> str:
+    """The caption beside an image, whatever the case of its extension."""
+    for path in (image.with_suffix(CAPTION_EXTENSION), *image.parent.glob(f"{glob.escape(image.stem)}.*")):
+        if path.suffix.lower() == CAPTION_EXTENSION and path.is_file() and image.is_file():
+            return _read_caption(path)
+    raise UserError(f"{image} or its caption is gone, but the run that is resumed used it: bring it back")
 
 
 def _merge(first: Discovery, second: Discovery) -> Discovery:

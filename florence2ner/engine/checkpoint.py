@@ -1,43 +1,90 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, and the way back into a run."""
 
+import errno
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-STATE_FOLDER = "state"
+from florence2ner.engine.loop import TrainState
+from florence2ner.engine.runtime import all_or_none
+from florence2ner.errors import UserError
+
+STATE_FOLDER, STATE_FILE = "state", "train_state.json"
+LATEST, BEST = "latest", "best"
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 
 def save_checkpoint(
-    accelerator: Accelerator, run_dir: Path, step: int, export: Callable[[Path], None], *, keep: int | None
+    accelerator: Accelerator,
+    run_dir: Path,
+    state: TrainState,
+    export: Callable[[Path], None],
+    *,
+    keep: int | None,
+    keep_states: bool = False,
+    keep_steps: Collection[int] = (),
+    with_weights: bool = False,
 ) -> Path:
-    """Write a checkpoint and drop the oldest beyond `keep`. Every process must call this.
+    """Write a checkpoint, then drop what is no longer to be kept. Every process must call this.
 
         run_dir/step-<n>/          what `export` writes: model and processor, for plain `from_pretrained`
-        run_dir/step-<n>/state/    optimizer, schedule, random generators, counters (`Accelerator.save_state`)
+        run_dir/step-<n>/state/    optimizer, random generators (`Accelerator.save_state`) and the counters, as JSON;
+                                   the weights too where `with_weights` says that the export doesn't hold them exactly
+        run_dir/latest, best       links to checkpoints
 
-    It is written under another name, flushed to disk and renamed, so that a `step-<n>` is always complete.
+    A checkpoint is written under another name, flushed to disk and renamed, so that a `step-<n>` is always complete; it
+    is taken away the other way round. `keep` counts checkpoints, the oldest go first, but never the best one nor those
+    of `keep_steps`. The training state is kept only in the newest, unless `keep_states`.
+    Raises UserError, in every process, when the disk is full; the checkpoints of before are then untouched.
     """
-    unfinished, final = run_dir / f"{_UNFINISHED}{_PREFIX}{step}", run_dir / f"{_PREFIX}{step}"
+    unfinished, final = run_dir / f"{_UNFINISHED}{_PREFIX}{state.step}", run_dir / f"{_PREFIX}{state.step}"
+
+    def write_export() -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            export(unfinished)
+
+    def write_state() -> None:
+        hook = None if with_weights else accelerator.register_save_state_pre_hook(_leave_out_weights)
+        try:
+            accelerator.save_state(str(unfinished / STATE_FOLDER))
+        finally:
+            if hook:
+                hook.remove()
+
+    def put_in_place() -> None:
+        if accelerator.is_main_process:
+            (unfinished / STATE_FOLDER / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            _flush(unfinished)
+            unfinished.rename(final)
+            _flush_file(run_dir)
+
+    try:
+        for action in (write_export, write_state, put_in_place):
+            all_or_none(accelerator, action)
+    except Exception as error:
+        full = _is_disk_full(error, run_dir)
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if full:
+            kept = list_checkpoints(run_dir)
+            way_back = f"resume from {kept[-1]}" if kept else "start again"
+            raise UserError(
+                f"the disk is full, {final} could not be written: free some space and {way_back}"
+            ) from error
+        raise
     if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        export(unfinished)
-    accelerator.wait_for_everyone()
-    hook = accelerator.register_save_state_pre_hook(_leave_out_weights)
-    accelerator.save_state(str(unfinished / STATE_FOLDER))
-    hook.remove()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        _flush(unfinished)
-        unfinished.rename(final)
-        _flush_file(run_dir)
-        for old in list_checkpoints(run_dir)[: -keep if keep else 0]:
-            shutil.rmtree(old)
+        _link(run_dir / LATEST, final)
+        if state.best_step is not None and (best := run_dir / f"{_PREFIX}{state.best_step}").exists():
+            _link(run_dir / BEST, best)
+        _prune(run_dir, keep, keep_states, {state.step, *keep_steps, *([state.best_step] if state.best_step else [])})
     accelerator.wait_for_everyone()
     return final
 
@@ -53,9 +100,98 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
+def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from: `resume` is "latest", a checkpoint's path or None. None: a run from the start.
+
+    "latest" of a run without checkpoints is a start too, so that one command serves a job that is started again and
+    again. Raises UserError for a path without a training state, and when a new run would go into a used folder.
+    """
+    checkpoints = list_checkpoints(run_dir)
+    if resume is None or (resume == LATEST and not checkpoints):
+        checkpoint = None
+    else:
+        checkpoint = (checkpoints[-1] if resume == LATEST else Path(resume)).resolve()
+    if checkpoints and checkpoint != checkpoints[-1].resolve():
+        raise UserError(
+            f"{run_dir} already has checkpoints: add --resume latest to go on from {checkpoints[-1].name}, "
+            "choose another --run-name, or delete those after the one to go on from"
+        )
+    if checkpoint is None:
+        return None
+    if not (checkpoint / STATE_FOLDER / STATE_FILE).is_file():
+        what = "has no training state" if checkpoint.is_dir() else "does not exist"
+        raise UserError(
+            f"can't resume from {checkpoint}: it {what}; give a step-<n> folder with state/ in it "
+            "(only the newest keeps its state, unless --keep-states)"
+        )
+    return checkpoint
+
+
+def load_train_state(checkpoint: Path) -> TrainState:
+    """The counters of a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FOLDER / STATE_FILE).read_text(encoding="utf-8"))
+    return TrainState(**state)
+
+
+def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Bring optimizer and random generators back, and the weights where they are part of the state."""
+    folder = checkpoint / STATE_FOLDER
+    holds_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*"))
+    hook = None if holds_weights else accelerator.register_load_state_pre_hook(_leave_out_models)
+    accelerator.load_state(str(folder))
+    if hook:
+        hook.remove()
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what a run that was killed left half-written or half-deleted."""
+    for leftover in run_dir.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prune(run_dir: Path, keep: int | None, keep_states: bool, keep_steps: set[int]) -> None:
+    older = list_checkpoints(run_dir)[:-1]
+    if not keep_states:
+        for checkpoint in older:
+            if (checkpoint / STATE_FOLDER).exists():
+                _discard(checkpoint / STATE_FOLDER, run_dir / f"{_UNFINISHED}{checkpoint.name}-{STATE_FOLDER}")
+    excess = 0 if keep is None else len(older) + 1 - keep
+    spare = [checkpoint for checkpoint in older if checkpoint_step(checkpoint) not in keep_steps]
+    for checkpoint in spare[: max(excess, 0)]:
+        _discard(checkpoint)
+
+
+def _discard(directory: Path, through: Path | None = None) -> None:
+    """Delete a directory such that a kill half-way leaves nothing that looks complete."""
+    doomed = through or directory.with_name(f"{_UNFINISHED}{directory.name}-old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point `link` to its neighbour `target`, in one step."""
+    unfinished = link.with_name(f"{_UNFINISHED}{link.name}")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(target.name, target_is_directory=True)
+    unfinished.replace(link)
+
+
 def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) -> None:
-    """The weights stand in the export already; Accelerate would write them a second time."""
+    """The export holds the weights already; Accelerate would write them a second time."""
     weights.clear()
+
+
+def _leave_out_models(models: list[Any], directory: str) -> None:
+    """The model was loaded from the export."""
+    models.clear()
+
+
+def _is_disk_full(error: Exception, directory: Path) -> bool:
+    """Whether a failed write ran out of space. safetensors and torch say so in words or not at all."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or shutil.disk_usage(directory).free < 2**20
 
 
 def _flush(directory: Path) -> None:

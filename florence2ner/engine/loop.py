@@ -5,11 +5,12 @@ It knows step functions and windows of micro-batches, and nothing of Florence-2.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -38,18 +39,20 @@ def run_loop(
 
 @dataclass
 class TrainState:
-    """Where a training run stands. `step` is the number of optimizer updates done."""
+    """Where a training run stands, all of it plain numbers and text: saved as JSON beside the optimizer's state."""
 
-    step: int = 0
+    step: int = 0  # optimizer updates done, skipped ones included: the position in the data
     samples_seen: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """For `Accelerator.save_state`."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For `Accelerator.load_state`."""
-        vars(self).update(state)
+    skipped_updates: int = 0  # for a loss or gradient that was not finite
+    skipped_in_a_row: int = 0
+    unlogged_loss: float = 0.0  # nats, and the tokens they are summed over, since the last log line
+    unlogged_tokens: int = 0
+    best_step: int | None = None  # the checkpoint with the best metric, and that metric
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    processes: int = 1
+    global_batch: int = 0  # samples per update: with the seed, it fixes the order of the data
+    tracker_id: str = ""  # of the Weights & Biases run
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Update:
     samples: int  # samples of all processes
     gradient_norm: torch.Tensor  # () before clipping
     learning_rate: float
+    suspects: tuple[int, ...] = ()  # samples behind a loss or gradient that is not finite; the update was then skipped
 
 
 class UpdateStep:
@@ -69,6 +73,8 @@ class UpdateStep:
     `token_losses(model, batch)` gives the cross-entropy of every label token, 0 where it does not count. The gradient
     is that of their sum over the window and over all processes, divided by the number of tokens that count: how the
     global batch is cut into processes and micro-batches makes no difference.
+
+    An update whose loss or gradient is not finite leaves weights and optimizer as they were.
     """
 
     def __init__(
@@ -95,18 +101,31 @@ class UpdateStep:
         accelerator.gradient_accumulation_steps, accelerator.step = micro_batches, 0
         # Accelerate divides by the micro-batches, DDP averages over the processes: undo both, divide by the tokens.
         scale = micro_batches * accelerator.num_processes / max(tokens, 1)
-        loss_sum = torch.zeros((), device=accelerator.device)
+        sample_losses = []
         for batch in window.batches:
             with accelerator.accumulate(self.model):
-                loss = self.token_losses(self.model, batch).sum()
-                accelerator.backward(loss * scale)
-                loss_sum += loss.detach()
-        gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf)
+                losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
+                accelerator.backward(losses.sum() * scale)
+                sample_losses.append(losses.detach())
+        loss_sum = accelerator.reduce(torch.cat(sample_losses).sum())
+        gradient_norm = torch.as_tensor(
+            accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf)
+        )
         learning_rate = float(self.schedule.get_last_lr()[0])
-        self.optimizer.step()
+        finite = bool(loss_sum.isfinite() & gradient_norm.isfinite())
+        if finite or accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and must see it to adapt
+            self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return Update(accelerator.reduce(loss_sum), tokens, samples, torch.as_tensor(gradient_norm), learning_rate)
+        suspects = () if finite else self._suspects(window, sample_losses)
+        return Update(loss_sum, tokens, samples, gradient_norm, learning_rate, suspects)
+
+    def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[int, ...]:
+        """The samples, of all processes, with a loss that is not finite; where there is none, the whole window."""
+        indices = [index for batch in window.batches for index in batch.indices]
+        bad = (~torch.cat(sample_losses).isfinite()).tolist()
+        everywhere = gather_object(list(zip(indices, bad, strict=True)))
+        return tuple(index for index, is_bad in everywhere if is_bad) or tuple(index for index, _ in everywhere)
 
     def _count(self, window: Window) -> tuple[int, int]:
         """Label tokens and samples of the window, over all processes."""

@@ -1,22 +1,38 @@
 """The one place that builds an Accelerator, and what has to be true of the processes before it is used."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+)
+from torch.distributed import DistError
 
 from florence2ner.errors import UserError
 
 
 def make_accelerator(
-    mixed_precision: str, *, seed: int, log_with: Sequence[Any] = (), project_dir: Path | None = None
+    mixed_precision: str,
+    *,
+    seed: int,
+    timeout: timedelta = timedelta(days=1),
+    log_with: Sequence[Any] = (),
+    project_dir: Path | None = None,
 ) -> Accelerator:
     """Build the Accelerator of this process and seed every random generator (each process its own).
+
+    A process that waits longer than `timeout` for the others gives up.
 
     Raises UserError where the processes that the launcher started do not see each other, or where the hardware can't
     do the precision asked for.
@@ -30,7 +46,10 @@ def make_accelerator(
             mixed_precision=precision,
             log_with=list(log_with) or None,
             project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timeout),
+            ],
         )
     except ValueError as error:
         if "precision" not in str(error):
@@ -65,6 +84,39 @@ def resolve_workers(accelerator: Accelerator, asked: int | None) -> int:
         return 0
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(8, max(1, (os.cpu_count() or 1) // processes_here))
+
+
+def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do `action` in every process. Where it fails in one, all raise; none is left waiting for it."""
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:
+        failure = error
+    failures = gather_object([failure and f"{type(failure).__name__}: {failure}"])
+    if failure:
+        raise failure
+    if first := next(filter(None, failures), None):
+        raise RuntimeError(f"another process failed: {first}")
+
+
+def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+    """Raise UserError where a fact is not the same in all processes, naming it and the processes that differ."""
+    hashes = [{name: hashlib.sha256(repr(fact).encode()).hexdigest() for name, fact in facts.items()}]
+    everywhere = gather_object(hashes) if accelerator.num_processes > 1 else hashes
+    for name in facts:
+        differing = [rank for rank, other in enumerate(everywhere) if other[name] != everywhere[0][name]]
+        if differing:
+            raise UserError(
+                f"the {name} of process {', '.join(map(str, differing))} differs from that of process 0: start the "
+                "same command with the same files on every machine"
+            )
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether an error in a collective operation means that another process has gone, or did not answer in time."""
+    text = str(error)
+    return isinstance(error, DistError) or any(sign in text for sign in ("gloo", "NCCL", "process group", "by peer"))
 
 
 def _check_topology(accelerator: Accelerator) -> None:

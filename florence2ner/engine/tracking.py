@@ -13,6 +13,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import LoggerType
 from PIL import Image
 
+from florence2ner.data.writers import write_text
 from florence2ner.engine.display import Display
 from florence2ner.errors import UserError
 
@@ -51,18 +52,38 @@ def build_trackers(log_with: Sequence[str], run_dir: Path) -> list[Any]:
     return [JsonlTracker(run_dir / METRICS_FILE), *(name for name in log_with if name != "jsonl")]
 
 
+def rewind_metrics(run_dir: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after `step`: a resumed run writes them again."""
+    path = run_dir / METRICS_FILE
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(kept))
+
+
 def start_trackers(
-    accelerator: Accelerator, display: Display, run_dir: Path, settings: Mapping[str, Any], *, project: str
+    accelerator: Accelerator,
+    display: Display,
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    *,
+    project: str,
+    tracker_id: str,
 ) -> None:
-    """Open every tracker. W&B runs offline where there is no login or no network; it never asks."""
+    """Open every tracker. W&B runs offline where there is no login or no network; it never asks.
+
+    `tracker_id` names the W&B run: a resumed run goes on in the one that it left.
+    """
     options: dict[str, Any] = {}
     if LoggerType.WANDB in accelerator.log_with:
-        options["wandb"] = {"dir": str(run_dir), "name": run_dir.name}
+        options["wandb"] = {"dir": str(run_dir), "name": run_dir.name, "id": tracker_id}
         if reason := _why_wandb_is_offline():
             options["wandb"]["mode"] = "offline"
             display.say(
                 f"Weights & Biases runs offline ({reason}); upload later with: wandb sync {run_dir}/wandb/offline-run-*"
             )
+        else:
+            options["wandb"]["resume"] = "allow"
         os.environ.setdefault("WANDB_SILENT", "true")
     values = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
