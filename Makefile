@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format typecheck bench clean
+.PHONY: setup demo test test-multinode lint format typecheck bench clean
 
 setup: $(READY)
 
@@ -18,7 +18,10 @@ demo: setup
 	$(BIN)/florence2ner demo florence2ner-demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-multinode: setup
+	$(BIN)/python -m pytest tests/test_multinode.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from florence2ner.data.samples import Split
 from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
 from florence2ner.engine.display import Bar, Display
 from florence2ner.engine.loop import TrainState, Update
+from florence2ner.engine.runtime import check_same_weights
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import log_captions
 from florence2ner.errors import Interrupted, UserError
@@ -191,6 +192,8 @@ class Run:
         if self.accelerator.distributed_type in _SHARDED:
             gathered = self.accelerator.get_state_dict(self.prepared)
             weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+        elif self.accelerator.num_processes > 1:
+            check_same_weights(self.accelerator, self.captioner)
 
         def export(directory: Path) -> None:
             model, processor = self.captioner.model, self.captioner.processor

@@ -13,6 +13,9 @@ os.environ.update(
     {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "TOKENIZERS_PARALLELISM": "false"}
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads would only get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from florence2ner.config import TrainConfig
 from florence2ner.data.samples import read_captions
 from florence2ner.demo import draw_dataset
@@ -73,7 +76,8 @@ def command(tmp_path: Path) -> Run:
 @pytest.fixture
 def launch(tmp_path: Path) -> Run:
     """Run `accelerate launch -m florence2ner ARGS` with two processes on the CPU."""
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "-m", "florence2ner"]
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--main_process_port", "0", "-m", "florence2ner"]
 
     def run(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
         two_processes = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -85,3 +89,8 @@ def launch(tmp_path: Path) -> Run:
 def _run(args: list[str], cwd: Path, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
     return subprocess.run(args, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, the slowest at the very front: with a test per core, none is left over at the end."""
+    items.sort(key=lambda item: (item.path.name != "test_real_size.py", item.get_closest_marker("slow") is None))

@@ -164,7 +164,7 @@ def test_numbers_that_are_none_are_skipped_and_named(
 ) -> None:
     data = tmp_path / "data"
     draw_dataset(data, 8, seed=1)
-    (data / "0003.txt").write_text("a small red star " * 4)
+    (data / "0003.txt").write_text("a small red star " * 12)
     model = tmp_path / "poisoned"
     shutil.copytree(tiny_model, model)
     tensors = load_file(model / "model.safetensors")
@@ -200,9 +200,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(make_config: MakeConfig, small_disk: Path) -> None:
     # 7 MB of weights and 14 MB of optimizer state: the first checkpoint fits, the second does not.
     config = make_config(output_dir=small_disk, save_steps=1, eval_steps=None, freeze_vision=False)
-    with pytest.raises(
-        UserError, match=r"the disk is full, .*/step-2 can't be written: free some space and resume from"
-    ):
+    with pytest.raises(UserError, match=r"the disk is full, .*/step-2 can't be written: free .* resume from"):
         train(config)
     (only,) = list_checkpoints(config.run_dir)
     assert only.name == "step-1"
@@ -237,25 +235,25 @@ def test_kill_minus_nine_of_a_run_then_resume(
     configs = {name: make_config(run_name=name, **settings) for name in ("whole", "killed")}
     for name, config in configs.items():
         (tmp_path / f"{name}.yaml").write_text(config.to_yaml())
-    start = [sys.executable, "-m", "florence2ner", "train", "--config"]
-    whole = subprocess.Popen([*start, tmp_path / "whole.yaml"], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+    def start(name: str, *flags: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "florence2ner", "train", "--config", str(tmp_path / f"{name}.yaml"), *flags]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+
+    def newest() -> Path | None:
+        return next(reversed(list_checkpoints(configs["killed"].run_dir)), None)
+
+    whole = start("whole")
     rng = random.Random(0)
-    for life in range(3):
-        killed = subprocess.Popen(
-            [*start, tmp_path / "killed.yaml", "--resume", "latest"],
-            cwd=ROOT,
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
-        if life < 2:
-            before = (
-                len(list_checkpoints(configs["killed"].run_dir)) and list_checkpoints(configs["killed"].run_dir)[-1]
-            )
-            while killed.poll() is None and (list_checkpoints(configs["killed"].run_dir) or [0])[-1] == before:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-            killed.kill()
-        killed.wait()
+    for _ in range(2):
+        before, killed = newest(), start("killed", "--resume", "latest")
+        while killed.poll() is None and newest() == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.3))
+        killed.kill()
+        assert killed.wait() == -signal.SIGKILL
+    killed = start("killed", "--resume", "latest")
+    killed.wait()
     assert killed.returncode == 0
     assert whole.wait() == 0
     assert_same_bits(configs["whole"].run_dir / "step-9", configs["killed"].run_dir / "step-9")
@@ -287,7 +285,6 @@ def test_a_signal_saves_and_exits_with_its_code(
     last = errors.strip().splitlines()[-1]
     (checkpoint,) = list_checkpoints(config.run_dir)
     assert last.startswith(f"error: stopped by signal {int(number)} after update ")
-    assert last.endswith(
-        f"saved in {checkpoint}; resume with: florence2ner train --config {config.run_dir}/config.yaml --resume latest"
-    )
+    resume = f"resume with: florence2ner train --config {config.run_dir}/config.yaml --resume latest"
+    assert last.endswith(f"saved in {checkpoint}; {resume}")
     assert "Traceback" not in errors

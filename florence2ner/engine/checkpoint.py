@@ -76,9 +76,7 @@ def save_checkpoint(
         if full:
             kept = list_checkpoints(run_dir)
             way_back = f"resume from {kept[-1]}" if kept else "start again"
-            raise UserError(
-                f"the disk is full, {final} could not be written: free some space and {way_back}"
-            ) from error
+            raise UserError(f"the disk is full, {final} can't be written: free some space and {way_back}") from error
         raise
     if accelerator.is_main_process:
         _link(run_dir / LATEST, final)

@@ -3,6 +3,7 @@
 It knows step functions and windows of micro-batches, and nothing of Florence-2.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -115,7 +116,9 @@ class UpdateStep:
         finite = bool(loss_sum.isfinite() & gradient_norm.isfinite())
         if finite or accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and must see it to adapt
             self.optimizer.step()
-        self.schedule.step()
+        with warnings.catch_warnings():  # of torch, where the very first update is skipped
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
+            self.schedule.step()
         self.optimizer.zero_grad()
         suspects = () if finite else self._suspects(window, sample_losses)
         return Update(loss_sum, tokens, samples, gradient_norm, learning_rate, suspects)

@@ -17,6 +17,7 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
+from torch import nn
 from torch.distributed import DistError
 
 from florence2ner.errors import UserError
@@ -98,6 +99,13 @@ def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise failure
     if first := next(filter(None, failures), None):
         raise RuntimeError(f"another process failed: {first}")
+
+
+def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
+    """Assert that all processes hold the same weights: from here on a difference would only grow."""
+    sums = torch.stack([parameter.detach().double().sum() for parameter in model.parameters()])[None]
+    everywhere = accelerator.gather(sums)
+    assert (everywhere == everywhere[0]).all(), "the processes hold different weights; please report this as a bug"
 
 
 def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:

@@ -1,0 +1,227 @@
+"""Real processes: the same numbers however many there are, and the traps of the launcher."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from florence2ner import TrainConfig, train
+from florence2ner.data.samples import discover_samples
+from florence2ner.demo import draw_dataset
+from florence2ner.engine.checkpoint import list_checkpoints
+from tests.conftest import ROOT
+
+MakeConfig = Callable[..., TrainConfig]
+pytestmark = pytest.mark.slow
+
+ANY_PORT = ("--main_process_port", "0")  # tests run side by side
+# batch size, accumulation, processes: eight images an update each time
+WHOLE, CUT, SHARED = (8, 1, 1), (2, 4, 1), (2, 2, 2)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> Path:
+    """Eleven images with captions of very different lengths: one full window of eight and a short one of three."""
+    folder = tmp_path / "uneven"
+    draw_dataset(folder, 11, seed=8)
+    for number, sample in enumerate(discover_samples(folder, "<CAPTION>").samples):
+        text = "red" if number % 5 == 0 else " and ".join([sample.caption or ""] * (1 + number % 4))
+        sample.image.with_suffix(".txt").write_text(text)
+    return folder
+
+
+def write(config: TrainConfig, folder: Path) -> Path:
+    file = folder / f"{config.run_name}.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    return file
+
+
+def launcher(processes: int) -> list[str]:
+    if processes == 1:
+        return [sys.executable]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        *ANY_PORT,
+    ]
+
+
+def launch_run(args: list[object], processes: int = 1, **env: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **env}
+    command = [*launcher(processes), "-m", *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*running: "subprocess.Popen[str]") -> None:
+    for process in running:
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors
+
+
+def relative_differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Norm of the difference by the norm, for each tensor.
+
+    The biases of attention keys are left out: softmax does not see a shift of the keys, so their true gradient is zero
+    and AdamW makes steps of the rounding. The vision tower holds them in the middle third of its qkv biases.
+    """
+    differences = {}
+    for name, value in one.items():
+        pair = value, other[name]
+        if name.endswith("k_proj.bias"):
+            continue
+        if name.endswith("window_attn.qkv.bias"):
+            pair = tuple(torch.cat([query, v]) for query, _, v in (tensor.chunk(3) for tensor in pair))
+        differences[name] = ((pair[1] - pair[0]).norm() / pair[0].norm().clamp_min(1e-30)).item()
+    return differences
+
+
+def test_one_gradient_on_any_number_of_processes(make_config: MakeConfig, uneven: Path, tmp_path: Path) -> None:
+    running, outputs = [], []
+    for batch_size, accumulation, processes in (WHOLE, CUT, SHARED):
+        name = f"{batch_size}-{accumulation}-{processes}"
+        config = make_config(
+            dataset_path=uneven, run_name=name, train_batch_size=batch_size, gradient_accumulation_steps=accumulation
+        )
+        outputs.append(tmp_path / name)
+        running.append(launch_run(["tests.gradients", write(config, tmp_path), outputs[-1]], processes))
+    finish(*running)
+    for update, samples in ((0, 8), (1, 3)):  # a full window, and the short last one
+        whole, *others = (load_file(output / f"{update}.safetensors") for output in outputs)
+        numbers = whole.pop("")
+        assert numbers[2] == samples
+        for other in others:
+            torch.testing.assert_close(other.pop(""), numbers, rtol=1e-5, atol=0)
+            assert max(relative_differences(whole, other).values()) < 1e-5
+
+
+def test_ten_updates_give_the_same_weights(
+    make_config: MakeConfig, uneven: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    checkpoints = []
+    for batch_size, accumulation, processes in (WHOLE, CUT, SHARED):
+        config = make_config(
+            dataset_path=uneven,
+            run_name=f"{batch_size}-{accumulation}-{processes}",
+            train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            epochs=5,
+            freeze_vision=False,
+            eval_steps=None,
+            save_steps=None,
+            learning_rate=1e-4,
+        )
+        checkpoints.append(config.run_dir / "step-10")
+        if processes == 1:
+            train(config)
+        else:
+            finish(launch_run(["florence2ner", "train", "--config", write(config, tmp_path)], processes))
+    initial = load_file(tiny_model / "model.safetensors")
+    whole, *others = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
+    losses = [
+        [json.loads(line)["train/loss"] for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
+        for checkpoint in checkpoints
+    ]
+    for other, loss in zip(others, losses[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        differences = relative_differences(whole, other)
+        # A tensor that started at zero is nothing but the ten steps, in which AdamW divides small gradients by
+        # themselves: rounding shows there, to a few parts in 100,000.
+        grown = {name for name in differences if not initial[name].count_nonzero()}
+        assert max(value for name, value in differences.items() if name not in grown) < 1e-5
+        assert max(differences[name] for name in grown) < 1e-4
+
+
+def test_two_processes_stop_together_resume_exactly_and_go_on_as_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    settings = {
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "epochs": 3,
+        "save_steps": 2,
+        "eval_steps": None,
+    }
+    whole, stopped = (make_config(run_name=name, keep_states=True, **settings) for name in ("whole", "stopped"))
+    finish(launch_run(["florence2ner", "train", "--config", write(whole, tmp_path)], 2))
+
+    run = launch_run(["florence2ner", "train", "--config", write(stopped, tmp_path)], 2)
+    while not (stopped.run_dir / "step-2").exists():
+        assert run.poll() is None
+        time.sleep(0.001)
+    run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on: as a scheduler does
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "error: stopped by signal 15 after update" in errors
+    assert "resume with: florence2ner train --config" in errors
+    newest = list_checkpoints(stopped.run_dir)[-1]
+    assert newest.name in {f"step-{n}" for n in range(2, 9)}
+    finish(launch_run(["florence2ner", "train", "--config", write(stopped, tmp_path), "--resume", "latest"], 2))
+    one, other = (load_file(config.run_dir / "step-9" / "model.safetensors") for config in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    alone = launch_run(
+        ["florence2ner", "train", "--resume", whole.run_dir / "step-8", "--run-name", "alone", "--train-batch-size", 4]
+    )
+    _, errors = alone.communicate(timeout=120)
+    assert alone.returncode == 0, errors
+    assert (
+        "1 processes instead of 2: the data order is the same, but dropout and the rounding of sums are not" in errors
+    )
+    single = load_file(whole.run_dir.parent / "alone" / "step-9" / "model.safetensors")
+    assert max(relative_differences(one, single).values()) < 1e-4
+
+
+@pytest.mark.parametrize("differs", ["configuration", "dataset"])
+def test_processes_with_other_settings_or_files_are_refused(
+    make_config: MakeConfig, tmp_path: Path, differs: str
+) -> None:
+    """Two processes as two machines would start them, each with its own copy of the config and of the data."""
+    running = []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for rank in range(2):
+        folder = tmp_path / str(rank)
+        draw_dataset(folder / "data", 6, seed=1)
+        changes: dict[str, object] = {}
+        if rank == 1 and differs == "configuration":
+            changes = {"learning_rate": 1e-5}
+        if rank == 1 and differs == "dataset":
+            (folder / "data" / "0000.txt").write_text("another caption")
+        text = make_config(**changes).model_dump(mode="json") | {"dataset_path": "data", "output_dir": "runs"}
+        (folder / "run.yaml").write_text(json.dumps(text))
+        world = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        meet = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment = {**os.environ, **world, **meet, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "florence2ner", "train", "--config", "run.yaml"]
+        running.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2, errors
+        assert f"error: the {differs} of process 1 differs from that of process 0" in errors
+
+
+def test_the_launcher_that_makes_strangers_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(max_steps=1)
+    run = launch_run(["florence2ner", "train", "--config", write(config, tmp_path)], 2, ACCELERATE_USE_CPU="false")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "do not see each other" in errors
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in errors
+    assert not list_checkpoints(config.run_dir)
