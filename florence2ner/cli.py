@@ -45,6 +45,14 @@ def main() -> None:
         sys.exit(130)
 
 
+def _leave_processes() -> None:
+    """Close the connections to the other processes, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from florence2ner.engine.runtime import leave
+
+        leave()
+
+
 def _fail(message: str, code: int = 2) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -59,6 +67,7 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None
             config_file = given.pop("config", None) or _settings_of_run(given.get("resume"))
             flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
             run(load_config(config, flags, config_file))
+            _leave_processes()
 
         parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
         # Typer reads the signature and the annotations of the function that it is given.

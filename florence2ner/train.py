@@ -120,7 +120,8 @@ def train(config: TrainConfig) -> Path:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
         bar = stack.enter_context(display.bar("training", total=total_steps, completed=state.step))
-        stack.callback(accelerator.end_training)
+        for tracker in accelerator.trackers:
+            stack.callback(tracker.finish)
         run = Run(config, accelerator, display, bar, signals, prepared, captioner, fitting, state, total_steps)
         run.resumed_from = (state.step,) if checkpoint else ()
         try:

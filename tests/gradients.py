@@ -14,7 +14,7 @@ from florence2ner.config import TrainConfig, load_config
 from florence2ner.data.loader import TrainLoader, TrainPlan
 from florence2ner.data.samples import discover_samples
 from florence2ner.engine.loop import UpdateStep
-from florence2ner.engine.runtime import make_accelerator
+from florence2ner.engine.runtime import leave, make_accelerator
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import load_model
 from florence2ner.train import _token_losses
@@ -54,7 +54,7 @@ def main(config: TrainConfig, folder: Path) -> None:
         if accelerator.is_main_process:
             numbers = torch.tensor([result.loss_sum.item(), result.tokens, result.samples, result.gradient_norm.item()])
             save_file(gradients | {"": numbers}, folder / f"{update}.safetensors")
-    accelerator.end_training()
+    leave()
 
 
 if __name__ == "__main__":

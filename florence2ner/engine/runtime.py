@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -48,7 +48,7 @@ def make_accelerator(
             log_with=list(log_with) or None,
             project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timeout),
             ],
         )
@@ -99,6 +99,11 @@ def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise failure
     if first := next(filter(None, failures), None):
         raise RuntimeError(f"another process failed: {first}")
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of a command that went well."""
+    PartialState().destroy_process_group()
 
 
 def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
