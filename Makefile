@@ -35,7 +35,7 @@ typecheck: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m tests.benchmarks.train
+	$(BIN)/python -m tests.benchmarks.loop
 
 clean:
 	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

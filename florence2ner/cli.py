@@ -54,20 +54,26 @@ def _leave_processes() -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if (
+        first or "torch" in sys.modules
+    ):  # a mistake in the settings is the same in all processes: once a machine will do
+        process = "" if first else f" (process {os.environ.get('RANK')})"
+        print(f"error: {' '.join(message.split())}{process}", file=sys.stderr)
     sys.exit(code)
 
 
-def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None]], None]:
+def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., int | None]], None]:
     """Register `run(config)` as a command whose flags are the fields of `config`, plus `--config FILE`."""
 
-    def register(run: Callable[..., None]) -> None:
+    def register(run: Callable[..., int | None]) -> None:
         def command(**given: Any) -> None:
             config_file = given.pop("config", None) or _settings_of_run(given.get("resume"))
             flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
-            run(load_config(config, flags, config_file))
+            exit_code = run(load_config(config, flags, config_file))
             _leave_processes()
+            if exit_code:
+                raise typer.Exit(exit_code)
 
         parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
         # Typer reads the signature and the annotations of the function that it is given.
@@ -81,8 +87,10 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., None
 
 def _settings_of_run(resume: str | None) -> Path | None:
     """The saved settings of the run that `--resume PATH` goes on with."""
-    saved = resume and Path(resume).resolve().parent / "config.yaml"
-    return saved if saved and saved.is_file() else None
+    if resume is None or resume == "latest":
+        return None
+    saved = Path(resume).resolve().parent / "config.yaml"
+    return saved if saved.is_file() else None
 
 
 def _config_file_parameter() -> inspect.Parameter:
@@ -144,12 +152,11 @@ def _eval(config: EvalConfig) -> None:
 
 
 @_command(CaptionConfig, name="caption")
-def _caption(config: CaptionConfig) -> None:
+def _caption(config: CaptionConfig) -> int:
     """Caption images and folders: a .txt beside each image, existing ones kept."""
     from florence2ner.caption import caption
 
-    if caption(config).failed:
-        raise typer.Exit(3)
+    return 3 if caption(config).failed else 0
 
 
 @app.command("init-model")

@@ -5,7 +5,8 @@ Flags (`cli.py`), YAML keys and the README's table are all made from these model
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,6 +25,21 @@ class Config(BaseModel):
     """Base of all settings: frozen once made, and a key that nobody knows is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_yaml(cls, values: Any) -> Any:
+        """`none` means None as on the command line, and YAML reads the word `no` as false."""
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name, value in values.items():
+            optional = name in cls.model_fields and NoneType in get_args(cls.model_fields[name].annotation)
+            if optional and isinstance(value, str) and value.lower() in {"none", "null"}:
+                read[name] = None
+        if read.get("mixed_precision") is False:
+            read["mixed_precision"] = "no"
+        return read
 
     @classmethod
     def panel_of(cls, name: str) -> str:
@@ -182,6 +198,8 @@ class TrainConfig(ModelOptions, GenerationOptions):
             raise ValueError(
                 "freeze_vision, freeze_language and freeze_other leave nothing to train; unset one of them"
             )
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs evaluations: set eval_steps")
         _require_folder(self.dataset_path)
         return self
 

@@ -77,6 +77,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
         config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
     )
     _warn_if_trained_on(config.model_name, found.samples, display)
+    if config.output and accelerator.is_main_process:
+        write_text(config.output, "")  # better to fail before the work than after it
     result = evaluate_samples(
         accelerator,
         display,
@@ -92,7 +94,6 @@ def evaluate(config: EvalConfig) -> Evaluation:
         _print(result, show=config.show)
         if config.output:
             settings = {"model_name": config.model_name, "dataset_path": str(root)}
-            config.output.parent.mkdir(parents=True, exist_ok=True)
             write_text(config.output, json.dumps(settings | asdict(result), indent=1, ensure_ascii=False) + "\n")
     accelerator.wait_for_everyone()
     return result

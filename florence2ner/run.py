@@ -1,6 +1,9 @@
 """What happens around the updates of a training run: logging, evaluation, checkpoints, and reasons to stop."""
 
+import os
+import shlex
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from florence2ner.config import TrainConfig
-from florence2ner.data.images import load_image
+from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.loader import Window
 from florence2ner.data.samples import Split
 from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
@@ -32,7 +35,9 @@ def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
     """How to go on with the run, as a clause of a message."""
     if checkpoint is None:
         return "there is no checkpoint yet: start the same command again"
-    return f"resume with: florence2ner train --config {config.run_dir}/config.yaml --resume latest"
+    launcher = "accelerate launch (your options) -m " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    settings = shlex.quote(str(config.run_dir / "config.yaml"))
+    return f"resume with: {launcher}florence2ner train --config {settings} --resume latest"
 
 
 @dataclass
@@ -58,7 +63,7 @@ class Run:
     def begin(self) -> None:
         """Evaluate what the run starts from."""
         self.last_checkpoint = next(reversed(list_checkpoints(self.config.run_dir)), None)
-        if self.config.eval_before_training and not self.state.step:
+        if self.state.evaluation_due or (self.config.eval_before_training and not self.state.step):
             self.evaluate()
         self.prepared.train()
         self.clock = time.perf_counter()
@@ -70,14 +75,16 @@ class Run:
         """
         state, config = self.state, self.config
         self._count(window, update)
-        stop = self.signals.agreed(self.accelerator)
         last = state.step == self.total_steps
+        stop = None if last else self.signals.agreed(self.accelerator)  # at the end there is nothing left to stop
         if last or _due(state.step, config.log_every):
             self.log()
-        if not stop and (last or _due(state.step, config.eval_steps)):
-            self.evaluate()
-            self.prepared.train()
-            stop = self.signals.agreed(self.accelerator)
+        if last or _due(state.step, config.eval_steps):
+            state.evaluation_due = True
+            if not stop:
+                self.evaluate()
+                self.prepared.train()
+                stop = None if last else self.signals.agreed(self.accelerator)
         patience = config.early_stopping_patience
         if patience is not None and state.evaluations_since_best >= patience and not last:
             self.display.say(f"no better {config.metric_for_best} in {patience} evaluations: stopping early")
@@ -142,7 +149,9 @@ class Run:
 
     def evaluate(self) -> None:
         """Loss on the held-out samples, and captions of the first batch beside the truth. A signal cuts it short."""
+        last = self.state.step == self.total_steps
         if not self.split.eval:
+            self.state.evaluation_due = False
             return
         result = evaluate_samples(
             self.accelerator,
@@ -154,35 +163,41 @@ class Run:
             num_beams=self.config.num_beams,
             max_new_tokens=self.config.max_new_tokens,
             generate=self.config.eval_batch_size,
-            give_up=lambda: self.signals.received is not None,
+            give_up=lambda: self.signals.received is not None and not last,
         )
         if result is None:
             return
         step = self.state.step
+        self.state.evaluation_due = False
         self.accelerator.log(result.figures(), step=step)
         self.display.say(f"step {step}: eval loss {result.loss:.4f}, perplexity {result.perplexity:.3f}")
         for row in result.captions[:2]:
             self.display.say(f"  truth      {row.reference}\n  prediction {row.prediction}")
         if self.accelerator.is_main_process:
             self._log_table(result)
-        if step:
-            self._note_best(result.figures()[self.config.metric_for_best])
+        value = result.figures().get(self.config.metric_for_best)
+        if step and value is not None:
+            self._note_best(value)
 
     def _note_best(self, value: float) -> None:
         state, config = self.state, self.config
-        if not is_better(config.metric_for_best, value, state.best_value):
+        if is_better(config.metric_for_best, value, state.best_value):
+            state.evaluations_since_best, state.best_value = 0, value
+        else:
             state.evaluations_since_best += 1
-            return
-        state.evaluations_since_best, state.best_value = 0, value
-        if state.step == self.total_steps or _due(state.step, config.save_steps):
-            state.best_step = state.step
+        is_saved = state.step == self.total_steps or _due(state.step, config.save_steps)
+        if is_saved and is_better(config.metric_for_best, value, state.best_saved_value):
+            state.best_step, state.best_saved_value = state.step, value
 
     def _log_table(self, result: Evaluation) -> None:
+        if not any(tracker.name == "wandb" for tracker in self.accelerator.trackers):
+            return
         rows = []
         for row in result.captions:
-            thumbnail = load_image(Path(row.image))
-            thumbnail.thumbnail(_THUMBNAIL)
-            rows.append((row.reference, row.prediction, thumbnail))
+            with suppress(ImageError):  # deleted since it was evaluated
+                thumbnail = load_image(Path(row.image))
+                thumbnail.thumbnail(_THUMBNAIL)
+                rows.append((row.reference, row.prediction, thumbnail))
         log_captions(self.accelerator, rows, step=self.state.step)
 
     def save(self) -> None:

@@ -11,11 +11,18 @@ from torch import nn
 
 from florence2ner.config import TrainConfig
 from florence2ner.data.loader import Batch, TrainLoader, TrainPlan
-from florence2ner.data.samples import Split, discover_split, drop_overlong, read_split, write_split
-from florence2ner.engine.checkpoint import find_resume_point, load_accelerator_state, load_train_state, sweep
+from florence2ner.data.samples import Split, discover_split, drop_overlong, read_split, split_to_json
+from florence2ner.data.writers import write_text
+from florence2ner.engine.checkpoint import (
+    find_resume_point,
+    holds_weights,
+    load_accelerator_state,
+    load_train_state,
+    sweep,
+)
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import TrainState, UpdateStep, run_loop
-from florence2ner.engine.runtime import check_equal, is_lost_process, make_accelerator, resolve_workers
+from florence2ner.engine.runtime import all_or_none, check_equal, is_lost_process, make_accelerator, resolve_workers
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import METRICS_FILE, build_trackers, rewind_metrics, start_trackers
 from florence2ner.errors import UserError
@@ -27,6 +34,8 @@ from florence2ner.optim.schedules import build_schedule
 from florence2ner.run import Run, resume_command
 
 SETTINGS_FILE, SPLIT_FILE = "config.yaml", "split.json"
+# What a run can't change when it is resumed: the order of the data, the optimizer's parameters, the gradient scaler.
+_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "mixed_precision")
 
 
 def train(config: TrainConfig) -> Path:
@@ -38,6 +47,8 @@ def train(config: TrainConfig) -> Path:
     run_dir = config.run_dir
     checkpoint = find_resume_point(config.resume, run_dir)
     state = load_train_state(checkpoint) if checkpoint else TrainState(tracker_id=secrets.token_hex(4))
+    if checkpoint and checkpoint.parent != run_dir.resolve():
+        state.tracker_id = secrets.token_hex(4)  # a fork is a run of its own
     split, notes = _find_samples(config, checkpoint)
 
     accelerator = make_accelerator(
@@ -50,7 +61,7 @@ def train(config: TrainConfig) -> Path:
     display = Display(is_main=accelerator.is_main_process)
     check_equal(accelerator, {"configuration": config, "dataset": _contents(split, config), "checkpoint": state.step})
     # The export of a native checkpoint holds the weights to the bit; one in the original layout may have fewer rows.
-    source = str(checkpoint) if checkpoint and config.export_layout == "native" else config.model_name
+    source = str(checkpoint) if checkpoint and not holds_weights(checkpoint) else config.model_name
     model, processor = load_model(source, attn_implementation=config.attn_implementation)
     limit = model.config.text_config.max_position_embeddings
     fitting = drop_overlong(split, lambda texts: processor.tokenizer(texts, return_length=True).length, limit)
@@ -70,11 +81,19 @@ def train(config: TrainConfig) -> Path:
     if checkpoint and state.step >= total_steps:
         display.say(f"{checkpoint} has all {total_steps} updates already: raise epochs or max_steps to go on")
         return checkpoint
+    patience = config.early_stopping_patience
+    if patience is not None and state.evaluations_since_best >= patience:
+        display.say(f"{checkpoint} was stopped early: raise early_stopping_patience to go on")
+        assert checkpoint is not None
+        return checkpoint
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     if checkpoint:
         notes += _check_resume(state, plan, checkpoint, config)
+        wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         load_accelerator_state(accelerator, checkpoint)
+        for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):  # what this command says counts
+            group |= {"initial_lr": lr, "weight_decay": decay}
     state.processes, state.global_batch = plan.processes, plan.global_batch
     schedule = build_schedule(
         optimizer,
@@ -94,9 +113,11 @@ def train(config: TrainConfig) -> Path:
         pin_memory=accelerator.device.type == "cuda",
     )
 
-    if accelerator.is_main_process:
-        _open_run_dir(config, split, state)
-    accelerator.wait_for_everyone()
+    def open_run_dir() -> None:
+        if accelerator.is_main_process:
+            _open_run_dir(config, split, state)
+
+    all_or_none(accelerator, open_run_dir)
     settings = config.model_dump(mode="json")
     start_trackers(accelerator, display, run_dir, settings, project=config.wandb_project, tracker_id=state.tracker_id)
     dropped = len(split.train) + len(split.eval) - len(fitting.train) - len(fitting.eval)
@@ -147,6 +168,9 @@ def _token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
 def _find_samples(config: TrainConfig, checkpoint: Path | None) -> tuple[Split, list[str]]:
     """The split, and lines about what was found: discovered for a new run, read from the run that is resumed."""
     if checkpoint:
+        for name in (SPLIT_FILE, SETTINGS_FILE):
+            if not (checkpoint.parent / name).is_file():
+                raise UserError(f"can't resume from {checkpoint}: {name} of its run is not beside it")
         return read_split(checkpoint.parent / SPLIT_FILE, config.dataset_path, config.task_prompt), []
     ratio = config.eval_split_ratio if config.eval_steps else None
     split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
@@ -167,10 +191,11 @@ def _check_resume(state: TrainState, plan: TrainPlan, checkpoint: Path, config: 
             f"the run takes {state.global_batch} images per update, this command {plan.global_batch}: choose "
             f"train_batch_size x gradient_accumulation_steps x processes = {state.global_batch}"
         )
-    if config.seed != before["seed"]:
-        raise UserError(f"the run has seed {before['seed']}, this command {config.seed}: the data order would change")
-    notes = [f"resuming from {checkpoint}, update {state.step}"]
     now = config.model_dump(mode="json")
+    for key in _FIXED:
+        if now[key] != before[key]:
+            raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
+    notes = [f"resuming from {checkpoint}, update {state.step}"]
     changed = [f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
     if changed := [change for change in changed if not change.startswith("resume ")]:
         notes.append(f"settings that changed: {', '.join(changed)}")
@@ -185,12 +210,21 @@ def _check_resume(state: TrainState, plan: TrainPlan, checkpoint: Path, config: 
 def _open_run_dir(config: TrainConfig, split: Split, state: TrainState) -> None:
     """Make the run's folder with its settings and split, and clear what a killed run left in it."""
     run_dir = config.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't make the folder {run_dir} ({error.strerror}): choose another --output-dir") from error
     sweep(run_dir)
     if state.step:
         rewind_metrics(run_dir, state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    settings = config.model_copy(update={"resume": None})
-    (run_dir / SETTINGS_FILE).write_text(settings.to_yaml(), encoding="utf-8")
-    write_split(split, config.dataset_path, run_dir / SPLIT_FILE)
+    model = Path(config.model_name)
+    absolute = {
+        "model_name": str(model.resolve()) if model.is_dir() else config.model_name,
+        "dataset_path": config.dataset_path.absolute(),
+        "output_dir": config.output_dir.absolute(),
+    }
+    settings = config.model_copy(update=absolute | {"resume": None})
+    write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
+    write_text(run_dir / SPLIT_FILE, split_to_json(split, config.dataset_path))

@@ -48,6 +48,8 @@ def test_flags_beat_yaml_beats_defaults(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"dataset_path: {tmp_path}\nepochs: 5\nlearning_rate: 1e-4\nmax_steps: null\n")
     config = load_config(TrainConfig, {"epochs": 7}, file)
+    file.write_text(f"dataset_path: {tmp_path}\nepochs: 5\nlearning_rate: 1e-4\nmax_steps: none\nmixed_precision: no\n")
+    assert load_config(TrainConfig, {"epochs": 7}, file) == config.model_copy(update={"mixed_precision": "no"})
     assert (config.epochs, config.learning_rate, config.max_steps, config.seed) == (7, 1e-4, None, 42)
 
 

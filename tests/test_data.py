@@ -10,7 +10,7 @@ from PIL import Image
 
 from florence2ner.data.images import ImageError, load_image, to_pixels
 from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan
-from florence2ner.data.samples import discover_images, discover_samples, discover_split, write_split
+from florence2ner.data.samples import discover_images, discover_samples, discover_split, split_to_json
 from florence2ner.data.writers import refuse_shared_sidecars, write_text
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
@@ -52,8 +52,7 @@ def test_a_seeded_split_is_disjoint_whole_and_repeatable(tmp_path: Path) -> None
     assert first == again != other
     assert (len(first.train), len(first.eval)) == (15, 5)
     assert {*first.train, *first.eval} == set(discover_samples(tmp_path, "<CAPTION>").samples)
-    write_split(first, tmp_path, tmp_path / "split.json")
-    written = json.loads((tmp_path / "split.json").read_text())
+    written = json.loads(split_to_json(first, tmp_path))
     assert written["eval"] == [sample.image.name for sample in first.eval]
 
 

@@ -106,7 +106,7 @@ def test_two_machines_agree_survive_a_kill_and_resume_exactly(make_config: MakeC
     assert time.monotonic() - killed_at < TIMEOUT
     assert first.returncode != 0
     assert "error: lost contact with another process" in errors, errors
-    assert "resume with: florence2ner train --config" in errors
+    assert "-m florence2ner train --config" in errors
     second.communicate()
 
     finish(start(tmp_path / "killed.yaml", "--resume", "latest"))

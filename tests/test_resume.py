@@ -138,7 +138,7 @@ def test_a_resume_that_would_change_the_data_order_is_refused(
     watcher.join()
     with pytest.raises(UserError, match=r"takes 9 images per update, this command 6: choose train_batch_size x"):
         train(make_config(**settings | {"train_batch_size": 2, "resume": "latest"}))
-    with pytest.raises(UserError, match=r"has seed 42, this command 1"):
+    with pytest.raises(UserError, match=r"the run has seed 42, this command 1: it can't change"):
         train(make_config(**settings | {"seed": 1, "resume": "latest"}))
     with pytest.raises(UserError, match=r"can't resume from .*nowhere: it does not exist"):
         train(make_config(**settings | {"run_name": "other", "resume": "nowhere"}))
@@ -265,7 +265,9 @@ def test_kill_minus_nine_of_a_run_then_resume(
 def test_a_signal_saves_and_exits_with_its_code(
     make_config: MakeConfig, tmp_path: Path, number: signal.Signals, command: Run
 ) -> None:
-    config = make_config(epochs=10_000, eval_steps=None, save_steps=None, output_dir=tmp_path / "runs")
+    config = make_config(
+        epochs=10_000, eval_steps=None, save_steps=None, output_dir=tmp_path / "runs", dataloader_workers=1
+    )
     file = tmp_path / "run.yaml"
     file.write_text(config.to_yaml())
     run = subprocess.Popen(
@@ -274,11 +276,12 @@ def test_a_signal_saves_and_exits_with_its_code(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while not (config.run_dir / "metrics.jsonl").exists():
         assert run.poll() is None
         time.sleep(0.01)
-    run.send_signal(number)
+    os.killpg(run.pid, number)  # to the decoding process too, as a terminal does
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 128 + number
     last = errors.strip().splitlines()[-1]

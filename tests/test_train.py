@@ -2,7 +2,7 @@
 
 import json
 import math
-import time
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def figures(run_dir: Path, name: str) -> dict[int, float]:
 
 
 def test_train_then_eval_then_caption(
-    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(epochs=2, save_steps=2, save_total_limit=2, eval_steps=4)
     last = train(config)  # 22 images to train on, 2 held out: 3 updates an epoch, the last one short
@@ -90,6 +90,10 @@ def test_train_then_eval_then_caption(
     first = (folder / "0000.txt").read_text()
     assert first.endswith("\n")
     assert first.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["florence2ner", "caption", str(folder), "--model-name", str(last)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 3, "some images could not be captioned"
     assert caption(CaptionConfig(paths=(folder / "0001.png",), existing="overwrite", **common)).done == 1
     assert (folder / "0001.txt").read_text() != "by hand\n"
 
@@ -157,6 +161,11 @@ def test_wandb_runs_offline_with_a_table_and_says_how_to_sync(
     (table,) = (run / "files" / "media" / "table" / "eval").glob("*.json")
     assert json.loads(table.read_text())["columns"] == ["truth", "prediction", "image"]
     assert list(config.run_dir.rglob("events.out.tfevents.*"))
+    # The resumed run goes on in the W&B run that it left.
+    train(make_config(max_steps=2, log_with=("wandb",), resume="latest"))
+    runs = list((config.run_dir / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    assert len({run.name.rsplit("-", 1)[1] for run in runs}) == 1
     assert figures(config.run_dir, "train/loss")
 
 
@@ -271,10 +280,11 @@ def test_bad_input_found_late_gets_one_line_too(
 
 def test_help_answers_in_under_a_second(command: Run) -> None:
     seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+    for _ in range(5):  # processor time: other tests run beside this one
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = command("--help")
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
         assert all(name in done.stdout for name in ("train", "eval", "caption", "init-model", "demo"))
     assert min(seconds) < 1

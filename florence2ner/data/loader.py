@@ -1,5 +1,6 @@
 """Samples -> batches of tensors, in an order that is a pure function of the seed and the epoch."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -251,4 +252,11 @@ def _data_loader(
         pin_memory=pin_memory,
         # Its own, or each new iterator would draw a seed from the global one and a resumed run would part ways.
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and schedulers signal the workers too; the images that they decode are needed to finish the update."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

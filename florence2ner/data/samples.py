@@ -112,13 +112,13 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
     return Split(kept, chosen), found
 
 
-def write_split(split: Split, root: Path, path: Path) -> None:
-    """Write which images are trained on and which are held out, relative to `root`, as JSON."""
+def split_to_json(split: Split, root: Path) -> str:
+    """Which images are trained on and which are held out, relative to `root`; `read_split` reads it back."""
     names = {"dataset_path": str(root.resolve())} | {
         part: [sample.image.relative_to(root).as_posix() for sample in samples]
         for part, samples in (("train", split.train), ("eval", split.eval))
     }
-    path.write_text(json.dumps(names, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(names, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_split(path: Path, root: Path, task_prompt: str) -> Split:
@@ -172,11 +172,16 @@ def _read_caption(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"the caption {path} can't be read: {error.strerror}") from None
 
 
 def _caption_of(image: Path) -> str:
     """The caption beside an image, whatever the case of its extension."""
-    for path in (image.with_suffix(CAPTION_EXTENSION), *image.parent.glob(f"{glob.escape(image.stem)}.*")):
+    usual = image.with_suffix(CAPTION_EXTENSION)
+    # Looking for .TXT and .Txt means listing the folder: only where there is no .txt.
+    others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
+    for path in (usual, *others):
         if path.suffix.lower() == CAPTION_EXTENSION and path.is_file() and image.is_file():
             return _read_caption(path)
     raise UserError(f"{image} or its caption is gone, but the run that is resumed used it: bring it back")

@@ -9,11 +9,18 @@ from florence2ner.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file under a temporary name and rename it: nobody ever sees half of it."""
+    """Write a UTF-8 text file under a temporary name and rename it: nobody ever sees half of it.
+
+    Raises UserError where the folder can't be written to or the disk is full.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"can't write {path}: {error.strerror}") from error
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -131,11 +132,15 @@ def load_train_state(checkpoint: Path) -> TrainState:
     return TrainState(**state)
 
 
+def holds_weights(checkpoint: Path) -> bool:
+    """Whether the training state has the weights, since the export beside it may not hold them to the bit."""
+    return any((checkpoint / STATE_FOLDER).glob("model*.safetensors"))
+
+
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
     """Bring optimizer and random generators back, and the weights where they are part of the state."""
     folder = checkpoint / STATE_FOLDER
-    holds_weights = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*"))
-    hook = None if holds_weights else accelerator.register_load_state_pre_hook(_leave_out_models)
+    hook = None if holds_weights(checkpoint) else accelerator.register_load_state_pre_hook(_leave_out_models)
     accelerator.load_state(str(folder))
     if hook:
         hook.remove()
@@ -144,7 +149,10 @@ def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
 def sweep(run_dir: Path) -> None:
     """Remove what a run that was killed left half-written or half-deleted."""
     for leftover in run_dir.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_symlink():
+            leftover.unlink()
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _prune(run_dir: Path, keep: int | None, keep_states: bool, keep_steps: set[int]) -> None:
@@ -164,15 +172,16 @@ def _discard(directory: Path, through: Path | None = None) -> None:
     doomed = through or directory.with_name(f"{_UNFINISHED}{directory.name}-old")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left, such as a file open over NFS, is swept at the next start
 
 
 def _link(link: Path, target: Path) -> None:
-    """Point `link` to its neighbour `target`, in one step."""
+    """Point `link` to its neighbour `target`, in one step. A file system without links goes without."""
     unfinished = link.with_name(f"{_UNFINISHED}{link.name}")
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(target.name, target_is_directory=True)
-    unfinished.replace(link)
+    with suppress(OSError):
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(target.name, target_is_directory=True)
+        unfinished.replace(link)
 
 
 def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) -> None:

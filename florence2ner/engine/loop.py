@@ -49,7 +49,9 @@ class TrainState:
     unlogged_loss: float = 0.0  # nats, and the tokens they are summed over, since the last log line
     unlogged_tokens: int = 0
     best_step: int | None = None  # the checkpoint with the best metric, and that metric
-    best_value: float | None = None
+    best_saved_value: float | None = None
+    best_value: float | None = None  # of all evaluations, for early stopping
+    evaluation_due: bool = False  # a signal came before the evaluation of this step
     evaluations_since_best: int = 0
     processes: int = 1
     global_batch: int = 0  # samples per update: with the seed, it fixes the order of the data

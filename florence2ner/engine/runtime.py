@@ -117,13 +117,16 @@ def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
     """Raise UserError where a fact is not the same in all processes, naming it and the processes that differ."""
     hashes = [{name: hashlib.sha256(repr(fact).encode()).hexdigest() for name, fact in facts.items()}]
     everywhere = gather_object(hashes) if accelerator.num_processes > 1 else hashes
-    for name in facts:
-        differing = [rank for rank, other in enumerate(everywhere) if other[name] != everywhere[0][name]]
-        if differing:
-            raise UserError(
-                f"the {name} of process {', '.join(map(str, differing))} differs from that of process 0: start the "
-                "same command with the same files on every machine"
-            )
+    differing = {
+        name: ranks
+        for name in facts
+        if (ranks := [str(rank) for rank, other in enumerate(everywhere) if other[name] != everywhere[0][name]])
+    }
+    if differing:
+        what = "; ".join(f"the {name} of process {', '.join(ranks)}" for name, ranks in differing.items())
+        raise UserError(
+            f"not the same as in process 0: {what}; start the same command with the same files on every machine"
+        )
 
 
 def is_lost_process(error: Exception) -> bool:

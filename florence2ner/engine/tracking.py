@@ -39,8 +39,12 @@ class JsonlTracker(GeneralTracker):  # type: ignore[misc]
     @on_main_process  # type: ignore[untyped-decorator]
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Append a line. It is on its way to the disk when this returns."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | values) + "\n")
+        line = json.dumps({"step": step, "time": round(time.time(), 3)} | values) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(f"can't write {self.path}: {error.strerror}") from error
 
 
 def build_trackers(log_with: Sequence[str], run_dir: Path) -> list[Any]:
@@ -103,15 +107,18 @@ def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.
 
 def _why_wandb_is_offline() -> str | None:
     """The reason why W&B can't be online here, or None when it can."""
-    if mode := os.environ.get("WANDB_MODE"):
+    mode = os.environ.get("WANDB_MODE")
+    if mode in {"offline", "disabled"}:
         return "WANDB_MODE=offline" if mode == "offline" else None
     import requests
     import wandb
 
-    if not wandb.api.api_key:
-        return "no login; wandb login makes one"
     try:
-        requests.head(wandb.api.settings("base_url"), timeout=5)
+        if not wandb.login(prompt=False, verify=False):
+            return "no login; wandb login makes one"
+        requests.head(wandb.setup().settings.base_url, timeout=5)
+    except wandb.Error as error:
+        return " ".join(str(error).split())
     except requests.RequestException:
         return "its server can't be reached"
     return None
