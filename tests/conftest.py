@@ -3,31 +3,42 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-# Read when torch, transformers and wandb are imported, so set before anything imports them.
+from florence2ner.config import TrainConfig
+from tests import starting
+from tests.starting import ROOT, Running
+
+# Read when torch, transformers and wandb are imported, so set before anything imports them. This file itself does not:
+# under xdist the first process only hands out the tests, and the others wait for it.
 os.environ.update(
     {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "TOKENIZERS_PARALLELISM": "false"}
 )
+os.environ.update({"PYTHONPATH": str(ROOT), "COLUMNS": "200"})  # of all processes that tests start
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from florence2ner.config import TrainConfig
-from florence2ner.data.samples import read_captions
-from florence2ner.demo import draw_dataset
-from florence2ner.model.scratch import init_model
+Start = Callable[..., Running]
+ColdStart = Callable[..., "subprocess.Popen[str]"]
 
-ROOT = Path(__file__).resolve().parents[1]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        stack = ExitStack()
+        stack.enter_context(starting.warm_starts())
+        config.add_cleanup(stack.close)
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 24 captioned pictures of 64x64 pixels."""
+    from florence2ner.demo import draw_dataset
+
     folder = tmp_path_factory.mktemp("data") / "shapes"
     draw_dataset(folder, 24, seed=5)
     return folder
@@ -36,6 +47,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A tiny Florence-2 with random weights. Read only."""
+    from florence2ner.data.samples import read_captions
+    from florence2ner.model.scratch import init_model
+
     folder = tmp_path_factory.mktemp("model") / "tiny"
     init_model(folder, preset="tiny", captions=read_captions(shapes), seed=7)
     return folder
@@ -68,27 +82,40 @@ def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> Callable[...,
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Run:
-    """Run `florence2ner ARGS` as a process of its own, from an empty folder."""
-    return lambda *args, **env: _run([sys.executable, "-m", "florence2ner", *map(str, args)], tmp_path, env)
+def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start `python -m ARGS`, by default from the test's folder; `processes=2` as a launcher does. See starting.py."""
+    with ExitStack() as stack:
+
+        def start(*args: object, cwd: Path = tmp_path, processes: int = 1, network: str = "", **env: str) -> Running:
+            streams = tmp_path_factory.mktemp("streams")
+            words = [str(arg) for arg in args]
+            running = starting.start(words, cwd=cwd, env=env, processes=processes, network=network, folder=streams)
+            stack.callback(running.close)
+            return running
+
+        yield start
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Run:
-    """Run `accelerate launch -m MODULE ARGS` with two processes on the CPU."""
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--main_process_port", "0", "-m"]
-
-    def run(*args: object, **env: str) -> "subprocess.CompletedProcess[str]":
-        two_processes = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        return _run([sys.executable, "-m", *launcher, *map(str, args)], tmp_path, two_processes | env)
-
-    return run
+def command(start: Start) -> Start:
+    """Run `florence2ner ARGS` as a process of its own, from an empty folder."""
+    return lambda *args, **env: start("florence2ner", *args, **env).wait()
 
 
-def _run(args: list[str], cwd: Path, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
-    return subprocess.run(args, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def cold_start(tmp_path: Path) -> Iterator[ColdStart]:
+    """Start `python ARGS` in a new interpreter: for tests of the start, or of what libraries read while imported."""
+    with ExitStack() as stack:
+
+        def start(*args: object, before: tuple[str, ...] = (), **env: str) -> "subprocess.Popen[str]":
+            command = [*before, sys.executable, *map(str, args)]
+            pipe = subprocess.PIPE
+            run = subprocess.Popen(command, cwd=tmp_path, env=os.environ | env, stdout=pipe, stderr=pipe, text=True)
+            stack.callback(run.wait)
+            stack.callback(run.kill)
+            return run
+
+        yield start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,12 +17,12 @@ from florence2ner.demo import draw_dataset
 from florence2ner.model import loading
 from florence2ner.model.files import read_json
 from florence2ner.model.loading import convert, save_model
-from tests.conftest import Run
+from tests.conftest import Start
 
 MakeConfig = Callable[..., TrainConfig]
 
 
-def test_native_to_original_to_native_is_bit_identical(command: Run, tiny_model: Path, tmp_path: Path) -> None:
+def test_native_to_original_to_native_is_bit_identical(command: Start, tiny_model: Path, tmp_path: Path) -> None:
     done = command("convert", tiny_model, "o", "--layout", "original")
     assert done.returncode == 0, done.stderr
     convert(str(tmp_path / "o"), tmp_path / "n", layout="native")
@@ -198,7 +198,7 @@ def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str], Path
 @pytest.mark.slow
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_hub_id_downloads_what_is_needed_and_never_code(
-    hub: tuple[str, list[str], Path], command: Run, tmp_path: Path, pickled: bool
+    hub: tuple[str, list[str], Path], command: Start, tmp_path: Path, pickled: bool
 ) -> None:
     endpoint, asked, repository = hub
     if pickled:

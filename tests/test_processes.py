@@ -1,11 +1,7 @@
 """Real processes: the same numbers however many there are, and the traps of the launcher."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +15,12 @@ from florence2ner.data.samples import discover_samples
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.checkpoint import list_checkpoints
 from tests import gradients
-from tests.conftest import ROOT
+from tests.conftest import ColdStart, Start
+from tests.starting import Running, free_port, launched
 
 MakeConfig = Callable[..., TrainConfig]
 pytestmark = pytest.mark.slow
 
-ANY_PORT = ("--main_process_port", "0")  # tests run side by side
 # batch size, accumulation, processes: eight images an update each time
 WHOLE, CUT, SHARED = (8, 1, 1), (2, 4, 1), (2, 2, 2)
 
@@ -46,30 +42,8 @@ def write(config: TrainConfig, folder: Path) -> Path:
     return file
 
 
-def launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        str(processes),
-        *ANY_PORT,
-    ]
-
-
-def launch_run(args: list[object], processes: int = 1, **env: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **env}
-    command = [*launcher(processes), "-m", *map(str, args)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*running: "subprocess.Popen[str]") -> None:
-    for process in running:
-        _, errors = process.communicate(timeout=280)
-        assert process.returncode == 0, errors
+def finish(running: Running) -> None:
+    assert running.wait().returncode == 0, running.stderr
 
 
 def relative_differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -89,7 +63,9 @@ def relative_differences(one: dict[str, torch.Tensor], other: dict[str, torch.Te
     return differences
 
 
-def test_one_gradient_on_any_number_of_processes(make_config: MakeConfig, uneven: Path, tmp_path: Path) -> None:
+def test_one_gradient_on_any_number_of_processes(
+    make_config: MakeConfig, start: Start, uneven: Path, tmp_path: Path
+) -> None:
     outputs = []
     for batch_size, accumulation, processes in (WHOLE, CUT, SHARED):
         name = f"{batch_size}-{accumulation}-{processes}"
@@ -100,7 +76,7 @@ def test_one_gradient_on_any_number_of_processes(make_config: MakeConfig, uneven
         if processes == 1:
             gradients.main(config, outputs[-1])
         else:
-            finish(launch_run(["tests.gradients", write(config, tmp_path), outputs[-1]], processes))
+            finish(start("tests.gradients", write(config, tmp_path), outputs[-1], processes=processes))
     for update, samples in ((0, 8), (1, 3)):  # a full window, and the short last one
         whole, *others = (load_file(output / f"{update}.safetensors") for output in outputs)
         numbers = whole.pop("")
@@ -111,7 +87,7 @@ def test_one_gradient_on_any_number_of_processes(make_config: MakeConfig, uneven
 
 
 def test_ten_updates_give_the_same_weights(
-    make_config: MakeConfig, uneven: Path, tiny_model: Path, tmp_path: Path
+    make_config: MakeConfig, start: Start, uneven: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     checkpoints = []
     for batch_size, accumulation, processes in (WHOLE, CUT, SHARED):
@@ -130,7 +106,7 @@ def test_ten_updates_give_the_same_weights(
         if processes == 1:
             train(config)
         else:
-            finish(launch_run(["florence2ner", "train", "--config", write(config, tmp_path)], processes))
+            finish(start("florence2ner", "train", "--config", write(config, tmp_path), processes=processes))
     initial = load_file(tiny_model / "model.safetensors")
     whole, *others = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     losses = [
@@ -147,7 +123,9 @@ def test_ten_updates_give_the_same_weights(
         assert max(differences[name] for name in grown) < 1e-4
 
 
-def test_two_processes_stop_together_resume_exactly_and_go_on_as_one(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_two_processes_stop_together_resume_exactly_and_go_on_as_one(
+    make_config: MakeConfig, start: Start, cold_start: ColdStart, tmp_path: Path
+) -> None:
     settings = {
         "train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -156,41 +134,42 @@ def test_two_processes_stop_together_resume_exactly_and_go_on_as_one(make_config
         "eval_steps": None,
     }
     whole, stopped = (make_config(run_name=name, keep_states=True, **settings) for name in ("whole", "stopped"))
-    finish(launch_run(["florence2ner", "train", "--config", write(whole, tmp_path)], 2))
-
-    run = launch_run(["florence2ner", "train", "--config", write(stopped, tmp_path)], 2)
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    train_it = ("-m", "florence2ner", "train", "--config", write(stopped, tmp_path))
+    launcher = cold_start(*launch, *train_it, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     while not (stopped.run_dir / "step-2").exists():
-        assert run.poll() is None
+        assert launcher.poll() is None
         time.sleep(0.001)
-    run.send_signal(signal.SIGTERM)  # to the launcher, which passes it on: as a scheduler does
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode != 0
+    launcher.send_signal(signal.SIGTERM)  # the launcher passes it on: as a scheduler does
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "2 x cpu" in errors
     assert "error: stopped by signal 15 after update" in errors
     assert "-m florence2ner train --config" in errors
     newest = list_checkpoints(stopped.run_dir)[-1]
     assert newest.name in {f"step-{n}" for n in range(2, 9)}
-    finish(launch_run(["florence2ner", "train", "--config", write(stopped, tmp_path), "--resume", "latest"], 2))
+    finish(start(*train_it[1:], "--resume", "latest", processes=2))
+    finish(start("florence2ner", "train", "--config", write(whole, tmp_path), processes=2))
     one, other = (load_file(config.run_dir / "step-9" / "model.safetensors") for config in (whole, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    alone = launch_run(
-        ["florence2ner", "train", "--resume", whole.run_dir / "step-8", "--run-name", "alone", "--train-batch-size", 4]
-    )
-    _, errors = alone.communicate(timeout=120)
-    assert alone.returncode == 0, errors
+    changes = ("--run-name", "alone", "--train-batch-size", 4)
+    alone = start("florence2ner", "train", "--resume", whole.run_dir / "step-8", *changes).wait()
+    assert alone.returncode == 0, alone.stderr
     assert (
-        "1 processes instead of 2: the data order is the same, but dropout and the rounding of sums are not" in errors
+        "1 processes instead of 2: the data order is the same, but dropout and the rounding of sums are not"
+        in alone.stderr
     )
     single = load_file(whole.run_dir.parent / "alone" / "step-9" / "model.safetensors")
     assert max(relative_differences(one, single).values()) < 1e-4
 
 
-def test_processes_with_other_settings_or_files_are_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_processes_with_other_settings_or_files_are_refused(
+    make_config: MakeConfig, start: Start, tmp_path: Path
+) -> None:
     """Two processes as two machines would start them, each with its own copy of the config and of the data."""
     running = []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for rank in range(2):
         folder = tmp_path / str(rank)
         draw_dataset(folder / "data", 6, seed=1)
@@ -200,30 +179,21 @@ def test_processes_with_other_settings_or_files_are_refused(make_config: MakeCon
             (folder / "data" / "0000.txt").write_text("another caption")
         text = make_config(**changes).model_dump(mode="json") | {"dataset_path": "data", "output_dir": "runs"}
         (folder / "run.yaml").write_text(json.dumps(text))
-        world = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        meet = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        }
-        environment = {**os.environ, **world, **meet, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "florence2ner", "train", "--config", "run.yaml"]
-        running.append(subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True))
+        world = launched(rank, 2, port, machines=2)
+        running.append(start("florence2ner", "train", "--config", "run.yaml", cwd=folder, **world))
     for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 2, errors
+        assert process.wait().returncode == 2, process.stderr
         expected = (
             "not the same as in process 0: the configuration of process 1; the dataset of process 1; start the same"
         )
-        assert expected in errors
+        assert expected in process.stderr
 
 
-def test_the_launcher_that_makes_strangers_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_launcher_that_makes_strangers_is_refused(make_config: MakeConfig, start: Start, tmp_path: Path) -> None:
     config = make_config(max_steps=1)
-    run = launch_run(["florence2ner", "train", "--config", write(config, tmp_path)], 2, ACCELERATE_USE_CPU="false")
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode != 0
-    assert "do not see each other" in errors
-    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in errors
+    command = ("florence2ner", "train", "--config", write(config, tmp_path))
+    run = start(*command, processes=2, ACCELERATE_USE_CPU="false").wait()
+    assert run.returncode == 2
+    assert "do not see each other" in run.stderr
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in run.stderr
     assert not list_checkpoints(config.run_dir)

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from florence2ner.demo import draw_dataset
 from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.errors import Interrupted
 from florence2ner.model.files import read_json
-from tests.conftest import ROOT, Run
+from tests.conftest import Start
 
 MakeConfig = Callable[..., TrainConfig]
 TIMING = {"time", "train/images_per_second"}
@@ -212,16 +211,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(make_config: 
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+def test_kill_minus_nine_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
+    start: Start, tiny_model: Path, tmp_path: Path
+) -> None:
     """One process forks a child per try; each child saves over and over until it is killed. See tests/saver.py."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.saver", str(tiny_model), str(tmp_path / "run"), "25"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = start("tests.saver", tiny_model, tmp_path / "run", 25).wait()
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 25
@@ -230,31 +224,23 @@ def test_kill_minus_nine_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tiny_
 
 @pytest.mark.slow
 def test_kill_minus_nine_of_a_run_then_resume(
-    make_config: MakeConfig, settings: dict[str, object], tmp_path: Path
+    make_config: MakeConfig, settings: dict[str, object], start: Start, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings |= {"save_steps": 1, "output_dir": tmp_path / "runs"}
     configs = {name: make_config(run_name=name, **settings) for name in ("whole", "killed")}
     for name, config in configs.items():
         (tmp_path / f"{name}.yaml").write_text(config.to_yaml())
 
-    def start(name: str, *flags: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "florence2ner", "train", "--config", str(tmp_path / f"{name}.yaml"), *flags]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-
-    def newest() -> Path | None:
-        return next(reversed(list_checkpoints(configs["killed"].run_dir)), None)
-
-    before, killed = newest(), start("killed", "--resume", "latest")
-    while killed.poll() is None and newest() == before:
+    killed = start("florence2ner", "train", "--config", "killed.yaml", "--resume", "latest")
+    while not list_checkpoints(configs["killed"].run_dir):
+        assert killed.poll() is None, killed.stderr
         time.sleep(0.01)
     time.sleep(random.Random(0).uniform(0, 0.3))
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    train(configs["whole"])
-    killed = start("killed", "--resume", "latest")
-    killed.wait()
-    assert killed.returncode == 0
+    killed.signal(signal.SIGKILL)
+    assert killed.wait().returncode == -signal.SIGKILL
+    for name, flags in (("whole", []), ("killed", ["--resume", "latest"])):
+        done = start("florence2ner", "train", "--config", f"{name}.yaml", *flags).wait()
+        assert done.returncode == 0, done.stderr
     assert_same_bits(configs["whole"].run_dir / "step-9", configs["killed"].run_dir / "step-9")
     assert history(configs["whole"].run_dir) == history(configs["killed"].run_dir)
     assert not list(configs["killed"].run_dir.glob(".unfinished-*"))
@@ -263,30 +249,22 @@ def test_kill_minus_nine_of_a_run_then_resume(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_with_its_code(
-    make_config: MakeConfig, tmp_path: Path, number: signal.Signals, command: Run
+    make_config: MakeConfig, tmp_path: Path, number: signal.Signals, start: Start
 ) -> None:
     config = make_config(
         epochs=10_000, eval_steps=None, save_steps=None, output_dir=tmp_path / "runs", dataloader_workers=1
     )
     file = tmp_path / "run.yaml"
     file.write_text(config.to_yaml())
-    run = subprocess.Popen(
-        [sys.executable, "-m", "florence2ner", "train", "--config", file],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    run = start("florence2ner", "train", "--config", file)
     while not (config.run_dir / "metrics.jsonl").exists():
-        assert run.poll() is None
+        assert run.poll() is None, run.stderr
         time.sleep(0.01)
-    os.killpg(run.pid, number)  # to the decoding process too, as a terminal does
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + number
-    last = errors.strip().splitlines()[-1]
+    run.signal(number)  # to the decoding process too, as a terminal does
+    assert run.wait().returncode == 128 + number
+    last = run.stderr.strip().splitlines()[-1]
     (checkpoint,) = list_checkpoints(config.run_dir)
     assert last.startswith(f"error: stopped by signal {int(number)} after update ")
     resume = f"resume with: florence2ner train --config {config.run_dir}/config.yaml --resume latest"
     assert last.endswith(f"saved in {checkpoint}; {resume}")
-    assert "Traceback" not in errors
+    assert "Traceback" not in run.stderr
