@@ -10,6 +10,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import CLIPImageProcessorPil, Florence2Processor, GenerationConfig, PreTrainedTokenizerFast
 
+from florence2ner.model.answers import BANNED_PHRASES
+
 IMAGE_TOKEN = "<image>"
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -24,17 +26,9 @@ TASK_TOKENS = (
     *("<proposal>", "</proposal>", "<poly>", "</poly>", "<and>"),
 )
 
-# Words that phrase grounding never boxes, as in the original post-processor.
-_BANNED_GROUNDING_PHRASES = (
-    "I|a|a group|a set|all|an|another|any|anybody|anyone|anything|each|each other|everybody|everyone|everything|few|he|"
-    "her|hers|herself|him|himself|his|image|images|it|its|itself|lots|many|me|mine|myself|nobody|none|one|one another|"
-    "oneself|other objects|our|ours|ourselves|several|she|some|somebody|someone|something|that|the|the image|their|"
-    "theirs|them|themselves|these|they|this|those|us|we|what|which|who|whom|whose|you|your|yours|yourself|yourselves"
-)
-
 POST_PROCESSOR_CONFIG = {
     "ocr": {"pattern": r"(.+?)" + r"<loc_(\d+)>" * 8, "area_threshold": 0.0},
-    "phrase_grounding": {"banned_grounding_tokens": _BANNED_GROUNDING_PHRASES.split("|")},
+    "phrase_grounding": {"banned_grounding_tokens": list(BANNED_PHRASES)},
     "pure_text": {},
     "description_with_bboxes": {},
     "description_with_polygons": {},

@@ -1,0 +1,115 @@
+"""Florence-2's tasks: what each is called, what it wants and what it answers. Light to import: no torch.
+
+Tokens, kinds of answer and inputs are Microsoft's (processing_florence2.py of microsoft/Florence-2-large).
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from florence2ner.errors import UserError
+
+# "phrases" are boxes for the phrases of a given caption, "proposals" boxes without labels, "quads" four-cornered boxes.
+AnswerKind = Literal["text", "boxes", "phrases", "proposals", "quads", "polygons", "boxes_or_polygons"]
+
+_REGION = re.compile(r"(?:<loc_[0-9]{1,3}>){4}")
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model: `token` is the prompt, `name` the same for file names and columns."""
+
+    token: str
+    name: str
+    answer: AnswerKind = "text"
+    input: Literal["text", "region"] | None = None
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether the answer is a dict of boxes or polygons; else it is text."""
+        return self.answer != "text"
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether the prompt is the token followed by text of the user's."""
+        return self.input is not None
+
+
+def _task(token: str, answer: AnswerKind = "text", takes: Literal["text", "region"] | None = None) -> Task:
+    return Task(token, token.strip("<>").lower(), answer, takes)
+
+
+TASKS: dict[str, Task] = {
+    task.token: task
+    for task in (
+        _task("<CAPTION>"),
+        _task("<DETAILED_CAPTION>"),
+        _task("<MORE_DETAILED_CAPTION>"),
+        _task("<OCR>"),
+        _task("<OCR_WITH_REGION>", "quads"),
+        _task("<OD>", "boxes"),
+        _task("<DENSE_REGION_CAPTION>", "boxes"),
+        _task("<REGION_PROPOSAL>", "proposals"),
+        _task("<CAPTION_TO_PHRASE_GROUNDING>", "phrases", "text"),
+        _task("<OPEN_VOCABULARY_DETECTION>", "boxes_or_polygons", "text"),
+        _task("<REFERRING_EXPRESSION_SEGMENTATION>", "polygons", "text"),
+        _task("<REGION_TO_SEGMENTATION>", "polygons", "region"),
+        _task("<REGION_TO_CATEGORY>", takes="region"),
+        _task("<REGION_TO_DESCRIPTION>", takes="region"),
+        _task("<REGION_TO_OCR>", takes="region"),
+    )
+}
+
+
+def find_task(prompt: str) -> Task:
+    """The task that a prompt asks for. One that Microsoft doesn't know (`<GENERATE_TAGS>`, a question) asks for text.
+
+    Different prompts have different names, but for their case and punctuation. Raises UserError when a known token is
+    only a part of the prompt: what follows it goes to --text.
+    """
+    prompt = prompt.strip()
+    if prompt in TASKS:
+        return TASKS[prompt]
+    for task in TASKS.values():
+        if task.token in prompt:
+            rest = prompt.replace(task.token, "").strip()
+            fix = f"give {task.token} alone, and --text {rest!r}" if task.takes_input else f"give {task.token} alone"
+            raise UserError(f"task prompt {prompt!r} is more than its task: {fix}")
+    return Task(prompt, _safe_name(prompt))
+
+
+def _safe_name(prompt: str) -> str:
+    """Letters, digits and underscores. Where a name says too little to tell prompts apart, a checksum follows."""
+    name = "_".join(re.findall(r"\w+", prompt.lower()))
+    short = name[:_LONGEST_NAME].strip("_")
+    if short and short == name and f"<{name.upper()}>" not in TASKS:
+        return short
+    checksum = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    return f"{short or 'prompt'}_{checksum}"
+
+
+def prompt_of(task: Task, text: str | None = None) -> str:
+    """The prompt as the processor wants it: the token, then the text that some tasks take.
+
+    A region is a box in thousandths of the image's width and height, `<loc_x1><loc_y1><loc_x2><loc_y2>`. Raises
+    UserError when text is missing, not wanted, or not of that form.
+    """
+    text = (text or "").strip()
+    if not task.takes_input:
+        if text:
+            raise UserError(f"{task.token} takes no text: leave out --text")
+        return task.token
+    example = "<loc_100><loc_250><loc_500><loc_750>" if task.input == "region" else "a red car"
+    if not text:
+        raise UserError(f'{task.token} asks about a text: give it with --text, such as --text "{example}"')
+    if task.input == "region" and not _REGION.fullmatch(text):
+        raise UserError(
+            f"{task.token} asks about a box: --text must be <loc_x1><loc_y1><loc_x2><loc_y2>, each from 0 to 999 in "
+            f'thousandths of the width or height, such as "{example}"; it is {text!r}'
+        )
+    for token in TASKS:
+        if token in text:
+            raise UserError(f"--text holds the task {token}: {task.token} must be followed by plain text")
+    return task.token + text
