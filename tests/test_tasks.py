@@ -328,14 +328,9 @@ def test_the_limit_is_counted_as_the_original_generates(facts: dict[str, Any]) -
 
 def test_long_texts_are_quick() -> None:
     numbered = " ".join(f"word{number % 97} and" for number in range(400))
-    for text in (
-        numbered,
-        "7" * 4000,
-        ". " * 2000,
-        "<pad>" * 800,
-        "a a a a b " * 400,
-        "猫犬鳥" * 3 + "魚" + "空" * 3000,
-    ):
+    for text in (numbered, "a" * 4000, "7" * 4000, ". " * 2000, "<pad>" * 800, "a a a a b " * 400, "<poly>" * 600):
         start = time.process_time()
-        flag_problems(text[:4000])
-        assert time.process_time() - start < 0.1, text[:20]  # milliseconds in fact; anything quadratic takes seconds
+        flag_problems(text)
+        for task in TASKS.values():
+            parse_answer(task, text, (640, 480))
+        assert time.process_time() - start < 0.2, text[:20]  # milliseconds in fact; anything quadratic takes seconds

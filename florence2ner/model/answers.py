@@ -31,10 +31,11 @@ BANNED_PHRASES = tuple(_BANNED.split("|"))
 _BINS = 1000  # <loc_0> ... <loc_999> over the width, and over the height
 _LOC = "<loc_[0-9]{1,3}>"
 _MARK = f"(?:{_LOC}|<sep>|<poly>|</poly>)"
-_LABELLED_BOXES = re.compile(f"[^<]+(?:{_LOC}){{4,}}")
+_LABEL = "(?:^|(?<=[<>]))[^<]++"  # the original's [^<]+, tried only where text can begin: long texts stay quick
+_LABELLED_BOXES = re.compile(f"{_LABEL}(?:{_LOC}){{4,}}")
 _BOXES = re.compile(f"(?:{_LOC}){{4,}}")
 _QUAD = re.compile(f"(?:{_LOC}){{8}}")
-_LABELLED_POLYGONS = re.compile(f"[^<]+{_MARK}{{4,}}")
+_LABELLED_POLYGONS = re.compile(f"{_LABEL}{_MARK}{{4,}}")
 _POLYGONS = re.compile(f"{_MARK}{{4,}}")
 _POLYGON = re.compile(f"((?:{_LOC})+)(?:<sep>|$)")
 _POLYGON_LABEL = re.compile(r"(?:loc_[0-9]{1,3}>)?(.*?)(?=<loc_|<poly>)", re.DOTALL)
