@@ -16,6 +16,7 @@ from florence2ner.data.writers import write_text
 from florence2ner.engine.checkpoint import (
     find_resume_point,
     holds_weights,
+    list_checkpoints,
     load_accelerator_state,
     load_train_state,
     sweep,
@@ -150,9 +151,12 @@ def train(config: TrainConfig) -> Path:
             run_loop(loader, step, run.after_update, device=accelerator.device)
         except Exception as error:
             if accelerator.num_processes > 1 and is_lost_process(error):
+                newest = next(
+                    reversed(list_checkpoints(run_dir)), None
+                )  # a save can be cut off with its checkpoint written
                 raise UserError(
                     "lost contact with another process, which was killed, failed or fell silent for "
-                    f"{config.process_timeout} s; {resume_command(config, run.last_checkpoint)}"
+                    f"{config.process_timeout} s; {resume_command(config, newest)}"
                 ) from error
             raise
     assert run.last_checkpoint is not None

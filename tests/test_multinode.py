@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ from safetensors.torch import load_file
 
 from florence2ner import TrainConfig
 from florence2ner.engine.checkpoint import list_checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ColdStart, Start
+from tests.starting import launched
 
 MakeConfig = Callable[..., TrainConfig]
 MACHINES = ("f2n-a", "f2n-b")
@@ -52,52 +52,41 @@ def network() -> Iterator[None]:
         ip("netns", "del", machine)
 
 
-def start(config: Path, *flags: str) -> list["subprocess.Popen[str]"]:
-    """Start the run on both machines, as two people at two keyboards would."""
-    running = []
-    for rank, machine in enumerate(MACHINES):
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": machine.replace("f2n-", "f2n-veth-"),
-        }
-        nodes = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)]
-        meet = ["--main_process_ip", "10.77.0.1", "--main_process_port", "29500"]
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *nodes, *meet]
-        train = ["-m", "florence2ner", "train", "--config", str(config), *flags]
-        command = ["ip", "netns", "exec", machine, *launch, *train]
-        running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    return running
+def cable(machine: str) -> dict[str, str]:
+    return {"GLOO_SOCKET_IFNAME": machine.replace("f2n-", "f2n-veth-"), "OMP_NUM_THREADS": "1"}
 
 
-def finish(running: list["subprocess.Popen[str]"]) -> None:
-    for process in running:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
-
-
-def test_two_machines_agree_survive_a_kill_and_resume_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_two_machines_agree_survive_a_kill_and_resume_exactly(
+    make_config: MakeConfig, start: Start, cold_start: ColdStart, tmp_path: Path
+) -> None:
     configs = {}
     for name in ("whole", "killed"):
         config = make_config(
             run_name=name,
             train_batch_size=2,
             gradient_accumulation_steps=2,
-            epochs=4,
+            epochs=2,
             save_steps=2,
-            eval_steps=6,
+            eval_steps=3,
             process_timeout=TIMEOUT,
         )
         configs[name] = config
         (tmp_path / f"{name}.yaml").write_text(config.to_yaml())
-    finish(start(tmp_path / "whole.yaml"))  # every save compares the weights of all processes
-    whole = list_checkpoints(configs["whole"].run_dir)[-1]
-    assert len(list((whole / "state").glob("random_states_*"))) == 2
 
-    first, second = start(tmp_path / "killed.yaml")
+    # Start the run on both machines, as two people at two keyboards would.
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2")
+    meet = ("--main_process_ip", "10.77.0.1", "--main_process_port", "29500")
+    train = ("-m", "florence2ner", "train", "--config", "killed.yaml")
+    first, second = (
+        cold_start(
+            *(*launch, *meet, "--machine_rank", rank, *train),
+            before=("ip", "netns", "exec", machine),
+            **{**cable(machine), "ACCELERATE_USE_CPU": "true"},
+        )
+        for rank, machine in enumerate(MACHINES)
+    )
     while not (configs["killed"].run_dir / "step-2").exists():
-        assert first.poll() is None
+        assert first.poll() is None, first.communicate()
         time.sleep(0.001)
     for pid in subprocess.run(["ip", "netns", "pids", MACHINES[1]], capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGKILL)
@@ -106,12 +95,23 @@ def test_two_machines_agree_survive_a_kill_and_resume_exactly(make_config: MakeC
     assert time.monotonic() - killed_at < TIMEOUT
     assert first.returncode != 0
     assert "error: lost contact with another process" in errors, errors
-    assert "-m florence2ner train --config" in errors
+    assert "-m florence2ner train --config" in errors, errors  # though the kill came before the save had ended
     second.communicate()
 
-    finish(start(tmp_path / "killed.yaml", "--resume", "latest"))
-    resumed = list_checkpoints(configs["killed"].run_dir)[-1]
-    assert resumed.name == whole.name
+    resume = ("florence2ner", "train", "--config", "killed.yaml", "--resume", "latest")
+    machines = [
+        start(*resume, network=machine, **cable(machine), **launched(rank, 2, 29501, address="10.77.0.1", machines=2))
+        for rank, machine in enumerate(MACHINES)
+    ]
+    for machine in machines:  # every save compares the weights of all processes
+        assert machine.wait().returncode == 0, machine.stderr
+    # What two machines do is what two processes of one machine do.
+    local = start("florence2ner", "train", "--config", "whole.yaml", processes=2).wait()
+    assert local.returncode == 0, local.stderr
+
+    whole, resumed = (list_checkpoints(config.run_dir)[-1] for config in configs.values())
+    assert resumed.name == whole.name == "step-6"
+    assert len(list((resumed / "state").glob("random_states_*"))) == 2
     one, other = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(one[name], other[name]) for name in one)
     losses = [
