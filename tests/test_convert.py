@@ -17,7 +17,7 @@ from florence2ner.demo import draw_dataset
 from florence2ner.model import loading
 from florence2ner.model.files import read_json
 from florence2ner.model.loading import convert, save_model
-from tests.conftest import Start
+from tests.conftest import ColdStart, Start
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -153,12 +153,16 @@ def test_image_is_never_a_caption(tiny_model: Path, shapes: Path) -> None:
 
 
 @pytest.fixture
-def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str], Path]]:
-    """A hub of our own on 127.0.0.1 with one repository, and the list of files that were asked of it."""
-    repository = tmp_path / "repository"
-    convert(str(tiny_model), repository, layout="original")
-    (repository / "modeling_florence2.py").write_text("raise SystemExit('remote code was run')")
-    (repository / "README.md").write_text("# not needed")
+def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A hub of our own on 127.0.0.1 with two repositories, and the list of files that were asked of it."""
+    safe, pickled = tmp_path / "repositories" / "florence", tmp_path / "repositories" / "pickled"
+    safe.parent.mkdir()
+    convert(str(tiny_model), safe, layout="original")
+    (safe / "modeling_florence2.py").write_text("raise SystemExit('remote code was run')")
+    (safe / "README.md").write_text("# not needed")
+    shutil.copytree(safe, pickled)
+    torch.save(load_file(safe / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
     asked: list[str] = []
     commit = "0" * 39 + "1"
 
@@ -166,19 +170,21 @@ def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str], Path
         def log_message(self, *_: object) -> None: ...
 
         def do_GET(self) -> None:
-            if self.path.startswith("/api/models/some/florence/revision/main"):
-                files = [{"rfilename": path.name} for path in sorted(repository.iterdir())]
-                body = json.dumps({"id": "some/florence", "sha": commit, "siblings": files}).encode()
-            elif self.path.startswith(f"/api/models/some/florence/tree/{commit}"):
-                files = [{"type": "file", "path": p.name, "size": 1, "oid": "0"} for p in sorted(repository.iterdir())]
-                body = json.dumps(files).encode()
-            elif self.path.startswith(f"/some/florence/resolve/{commit}/"):
-                name = self.path.rsplit("/", 1)[1]
-                body = (repository / name).read_bytes()
-                asked.append(name)
-            else:
-                self.send_error(404)
-                return
+            match self.path.partition("?")[0].split("/")[1:]:
+                case ["api", "models", "some", name, "revision", "main"]:
+                    files = [{"rfilename": path.name} for path in sorted((safe.parent / name).iterdir())]
+                    body = json.dumps({"id": f"some/{name}", "sha": commit, "siblings": files}).encode()
+                case ["api", "models", "some", name, "tree", *_]:
+                    names = sorted(path.name for path in (safe.parent / name).iterdir())
+                    body = json.dumps(
+                        [{"type": "file", "path": path, "size": 1, "oid": "0"} for path in names]
+                    ).encode()
+                case ["some", name, "resolve", _, file]:
+                    body = (safe.parent / name / file).read_bytes()
+                    asked.append(f"{name}/{file}")
+                case _:
+                    self.send_error(404)
+                    return
             self.send_response(200)
             for header, value in (("X-Repo-Commit", commit), ("ETag", f'"{len(body)}"'), ("Content-Length", len(body))):
                 self.send_header(header, str(value))
@@ -190,32 +196,31 @@ def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str], Path
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked, repository
+    yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
     server.server_close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pickled", [False, True])
 def test_a_hub_id_downloads_what_is_needed_and_never_code(
-    hub: tuple[str, list[str], Path], command: Start, tmp_path: Path, pickled: bool
+    hub: tuple[str, list[str]], cold_start: ColdStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endpoint, asked, repository = hub
-    if pickled:
-        torch.save(load_file(repository / "model.safetensors"), repository / "pytorch_model.bin")
-        (repository / "model.safetensors").unlink()
-    home = {
-        "HF_HUB_OFFLINE": "0",
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    done = command("convert", "some/florence", "out", "--layout", "native", **home)
-    assert done.returncode == 0, done.stderr
-    assert load_model(tmp_path / "out")[0].config.model_type == "florence2"
+    endpoint, asked = hub
+    cache = tmp_path / "cache"
+    home = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    code = (
+        "from pathlib import Path; from florence2ner.model.loading import convert; "
+        "[convert(f'some/{name}', Path(name), layout='native') for name in ('florence', 'pickled')]"
+    )
+    run = cold_start("-c", code, **home)
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    for name in ("florence", "pickled"):
+        assert load_model(tmp_path / name)[0].config.model_type == "florence2"
     assert not {name for name in asked if name.endswith((".py", ".md"))}
-    assert ("pytorch_model.bin" in asked) == pickled
-    if pickled:
-        return
-    done = command("convert", "some/florence", "again", "--layout", "native", **{**home, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, "what was downloaded serves without a network"
+    assert {name for name in asked if name.endswith((".safetensors", ".bin"))} == {
+        "florence/model.safetensors",
+        "pickled/pytorch_model.bin",
+    }
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))  # read from the environment at import
+    convert("some/florence", tmp_path / "again", layout="native")  # what was downloaded serves without a network
