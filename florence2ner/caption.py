@@ -1,22 +1,31 @@
-"""Folder in, captions out."""
+"""Folder in, captions out: what is to be done, decided before torch is imported; `caption_run.py` does it."""
 
-import time
-from collections import Counter
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from accelerate.utils import gather_object
+from pathlib import Path
+from typing import Any
 
 from florence2ner.config import CaptionConfig
-from florence2ner.data.loader import SequentialLoader, Window
-from florence2ner.data.samples import Sample, discover_images
-from florence2ner.data.writers import is_captioned, refuse_shared_sidecars, sidecar_of, write_text
+from florence2ner.data.outputs import (
+    STANDARD_OUTPUT,
+    Output,
+    Question,
+    RecordFile,
+    Sidecars,
+    StandardOutput,
+)
+from florence2ner.data.samples import discover_images
+from florence2ner.data.text import TextStyle
 from florence2ner.engine.display import Display
-from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import make_accelerator, resolve_workers
 from florence2ner.errors import UserError
-from florence2ner.model.captioner import Captioner
-from florence2ner.model.loading import load_model
+from florence2ner.model.tasks import find_task, prompt_of
+
+_SHOWN = 10  # images named by --dry-run
+_DECODING = (
+    *("num_beams", "max_new_tokens", "temperature", "top_p", "top_k"),
+    *("no_repeat_ngram_size", "repetition_penalty", "length_penalty", "bad_words"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,73 +35,124 @@ class CaptionSummary:
     done: int
     kept: int
     failed: int
+    flagged: int = 0  # done, but the caption looks wrong
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which questions are still to be asked of which images, and where the answers go."""
+
+    todo: tuple[tuple[Path, tuple[Question, ...]], ...]
+    kept: int  # images with all their answers
+    output: Output
 
 
 def caption(config: CaptionConfig) -> CaptionSummary:
-    """Write a caption file beside every image named or below the folders named; existing ones are kept by default.
+    """Caption the images named and those below the folders named; what has captions already is kept by default.
 
-    Each process takes its share of what is not done yet. An image that can't be read is named, counted and skipped.
-    Raises UserError when there is no image, or when two images would share one caption file.
+    Each process takes what no other has taken. An image that can't be read is named, counted and skipped. Raises
+    UserError when there is no image, when two images would share a caption file and when nothing can be written, and
+    Interrupted after SIGINT or SIGTERM; what was finished by then is on the disk.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=0)
-    display = Display(is_main=accelerator.is_main_process)
-    images = discover_images(config.paths)
-    if not images:
+    text_style(config)  # a mistake in a template shows before anything else
+    plan = None
+    display = Display(is_main=_is_main())
+    if _is_main():
+        plan = make_plan(config, discover_images(config.paths))
+        if config.dry_run:
+            _show(plan, display)
+        elif not plan.todo and not config.watch:
+            display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
+        return CaptionSummary(done=0, kept=plan.kept, failed=0)
+    from florence2ner.caption_run import run  # torch takes seconds, and was not needed until here
+
+    return run(config, plan, display)
+
+
+def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> Plan:
+    """Find what is to be done with `images`, or with `only` some of them; the others count where files collide.
+
+    Raises UserError where there are none, unless more are waited for.
+    """
+    questions = questions_of(config)
+    if not images and not config.watch:
         raise UserError(f"no image in {', '.join(map(str, config.paths))}")
-    refuse_shared_sidecars(images)
-    todo = images if config.existing == "overwrite" else [image for image in images if not is_captioned(image)]
-    accelerator.wait_for_everyone()  # every process has listed what is to do before one of them writes
-    kept = len(images) - len(todo)
-    if not todo:
-        display.say(f"nothing to do: all {kept} images have captions (--existing overwrite replaces them)")
-        return CaptionSummary(done=0, kept=kept, failed=0)
+    output = _output(config, questions)
+    output.look(images)
+    chosen = images if only is None else only
+    todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
+    return Plan(todo, kept=len(chosen) - len(todo), output=output)
 
-    model, processor = load_model(
-        config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
+
+def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
+    """The tasks as they are asked. Raises UserError where a task and --text don't fit together, or one comes twice."""
+    tasks = [find_task(prompt) for prompt in config.task_prompt]
+    takes_input = [task for task in tasks if task.takes_input]
+    if config.text is not None and not takes_input:
+        raise UserError(f"--text is for tasks that take an input; {', '.join(config.task_prompt)} takes none")
+    questions = tuple(
+        Question(
+            prompt_of(task, config.text if task.takes_input else None),
+            task.name,
+            is_text=not task.is_structured,
+            may_be_empty=task.token == "<OCR>",
+        )
+        for task in tasks
     )
-    captioner = Captioner(model, processor).to(accelerator.device).eval()
-    samples = [Sample(image, config.task_prompt) for image in todo]
-    loader = SequentialLoader(
-        samples,
-        processor,
-        batch_size=config.batch_size,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
-        workers=resolve_workers(accelerator, config.dataloader_workers),
-        pin_memory=accelerator.device.type == "cuda",
+    names = [question.name for question in questions]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"the task {name} is asked twice: give each --task-prompt once")
+    return questions
+
+
+def text_style(config: CaptionConfig) -> TextStyle:
+    """How captions are dressed. Raises UserError for a template that can't be filled in."""
+    return TextStyle(
+        prefix=config.prefix,
+        suffix=config.suffix,
+        trigger_word=config.trigger_word,
+        strip_opening=config.strip_opening,
+        single_line=config.single_line,
+        template=config.template,
     )
 
-    def step(window: Window) -> list[str]:
-        (batch,) = window.batches
-        with torch.no_grad(), accelerator.autocast():
-            return captioner.generate(
-                batch.pixel_values,
-                batch.input_ids,
-                batch.attention_mask,
-                num_beams=config.num_beams,
-                max_new_tokens=config.max_new_tokens,
-            )
 
-    counts: Counter[str] = Counter()
-    start = time.perf_counter()
-    with display.bar("captioning", total=len(loader)) as bar:
+def decoding_settings(config: CaptionConfig) -> dict[str, Any]:
+    """The settings of the generation that are not left to the checkpoint, by their names in `Decoding`."""
+    values = {name: getattr(config, name) for name in _DECODING}
+    return {name: value for name, value in values.items() if value not in (None, ())}
 
-        def write(window: Window, texts: list[str]) -> bool:
-            (batch,) = window.batches
-            for index, counted, text in zip(batch.indices, batch.counted, texts, strict=True):
-                if counted:
-                    write_text(sidecar_of(todo[index]), text + "\n")
-                    counts["done"] += 1
-            for index, reason in batch.failures:
-                display.warn(f"{todo[index]} is skipped: {reason}")
-                counts["failed"] += 1
-            bar.advance(images_per_second=f"{counts['done'] / (time.perf_counter() - start):.1f}")
-            return False
 
-        run_loop(loader, step, write, device=accelerator.device)
-    if accelerator.num_processes > 1:
-        counts = sum(gather_object([counts]), Counter())
-    summary = CaptionSummary(done=counts["done"], kept=kept, failed=counts["failed"])
-    rate = summary.done / (time.perf_counter() - start)
-    display.say(f"{summary.done} captioned, {summary.kept} kept, {summary.failed} failed ({rate:.1f} images/s)")
-    return summary
+def _show(plan: Plan, display: Display) -> None:
+    """What `--dry-run` prints."""
+    display.say(f"{len(plan.todo)} images would be captioned, {plan.kept} have captions already")
+    for image, _ in plan.todo[:_SHOWN]:
+        display.say(f"  {image} -> {plan.output.place_of(image)}")
+    if len(plan.todo) > _SHOWN:
+        display.say(f"  and {len(plan.todo) - _SHOWN} more")
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
+    settings = decoding_settings(config)
+    if config.output is None:
+        return Sidecars(
+            questions,
+            config.caption_extension,
+            roots=tuple(path for path in config.paths if path.is_dir()),
+            output_dir=config.output_dir,
+            existing=config.existing,
+            separator=config.separator,
+            backup=config.backup,
+            full_names=config.on_collision == "full-name",
+        )
+    if str(config.output) == STANDARD_OUTPUT:
+        return StandardOutput(questions, config.model_name, settings)
+    overwrite = config.existing == "overwrite"
+    return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)

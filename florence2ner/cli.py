@@ -40,6 +40,9 @@ def main() -> None:
         _fail(str(error))
     except Interrupted as error:
         _fail(str(error), code=128 + error.signal)
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -106,7 +109,8 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
     type_ = next(t for t in types if t is not NoneType)
     common: dict[str, Any] = {"help": field.description, "rich_help_panel": config.panel_of(name)}
     if get_args(type_)[-1:] == (Ellipsis,):  # tuple[X, ...]: a flag that repeats; the config model checks each X
-        common |= {"metavar": "|".join(map(str, get_args(get_args(type_)[0])))}
+        if words := get_args(get_args(type_)[0]):
+            common |= {"metavar": "|".join(map(str, words))}
         type_ = list[str]
     if config.is_positional(name):
         argument = typer.Argument(show_default=False, **common | {"metavar": name.upper()})
@@ -129,7 +133,7 @@ def _number_or_none(text: str) -> Any:
 def _shown(default: Any) -> str | bool:
     """How `--help` shows a default; False for none."""
     if isinstance(default, tuple):
-        return ", ".join(default)
+        return ", ".join(default) or False
     if isinstance(default, bool):
         return "on" if default else "off"
     return "none" if default is None else str(default) if isinstance(default, (int, float, str, Path)) else False

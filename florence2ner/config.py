@@ -29,14 +29,16 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _words_of_yaml(cls, values: Any) -> Any:
-        """`none` means None as on the command line, and YAML reads the word `no` as false."""
+        """`none` means None as on the command line, one word is a list of one, and YAML reads `no` as false."""
         if not isinstance(values, Mapping):
             return values
         read = dict(values)
         for name, value in values.items():
-            optional = name in cls.model_fields and NoneType in get_args(cls.model_fields[name].annotation)
-            if optional and isinstance(value, str) and value.lower() in {"none", "null"}:
+            types = get_args(cls.model_fields[name].annotation) if name in cls.model_fields else ()
+            if NoneType in types and isinstance(value, str) and value.lower() in {"none", "null"}:
                 read[name] = None
+            if Ellipsis in types and isinstance(value, str):  # tuple[X, ...]
+                read[name] = (value,)
         if read.get("mixed_precision") is False:
             read["mixed_precision"] = "no"
         return read
@@ -81,15 +83,20 @@ class ModelOptions(Config):
     )
 
 
+class PromptOptions(Config):
+    """What is asked of the images of a dataset."""
+
+    task_prompt: str = _option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
+
+
 class GenerationOptions(Config):
     """How captions are generated."""
 
-    task_prompt: str = _option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
     max_new_tokens: int = _option(512, "Longest caption to generate, in tokens.", "Generation", ge=1)
     num_beams: int = _option(3, "Beams of the beam search (1: greedy).", "Generation", ge=1)
 
 
-class TrainConfig(ModelOptions, GenerationOptions):
+class TrainConfig(ModelOptions, GenerationOptions, PromptOptions):
     """Settings of `florence2ner train`."""
 
     dataset_path: UserPath = _option(
@@ -209,7 +216,7 @@ class TrainConfig(ModelOptions, GenerationOptions):
         return self.output_dir / (self.run_name or self.dataset_path.resolve().name)
 
 
-class EvalConfig(ModelOptions, GenerationOptions):
+class EvalConfig(ModelOptions, GenerationOptions, PromptOptions):
     """Settings of `florence2ner eval`."""
 
     dataset_path: UserPath = _option(
@@ -233,16 +240,94 @@ class CaptionConfig(ModelOptions, GenerationOptions):
     paths: tuple[UserPath, ...] = _option(
         ..., "Images, and folders with images (subfolders too).", "Data", positional=True, min_length=1
     )
-    batch_size: int = _option(16, "Images per batch and process.", "Machine", ge=1)
-    existing: Literal["skip", "overwrite"] = _option(
-        "skip", "What becomes of a caption file that exists. An empty file counts as missing.", "Output"
+    task_prompt: tuple[str, ...] = _option(
+        ("<CAPTION>",),
+        "What is asked of each image; repeat the flag for several tasks. Tasks about places give boxes in JSON.",
+        "Data",
+        min_length=1,
+    )
+    text: str | None = _option(
+        None, "Input of the tasks that take one, such as <CAPTION_TO_PHRASE_GROUNDING>.", "Data", min_length=1
+    )
+    max_pixels: int = _option(200_000_000, "Images with more pixels than this are refused.", "Data", ge=1)
+    watch: bool = _option(False, "Go on captioning images as they appear in the folders, until Ctrl-C.", "Data")
+    dry_run: bool = _option(False, "Say what would be done, and do nothing.", "Data")
+    existing: Literal["skip", "overwrite", "append", "prepend"] = _option(
+        "skip", "What becomes of a caption that exists. An empty file counts as missing.", "Output"
+    )
+    separator: str = _option(" ", "What append and prepend put between the old text and the new.", "Output")
+    backup: bool = _option(False, "Keep the old text as a .bak before it is overwritten or extended.", "Output")
+    caption_extension: str = _option(".txt", "Extension of the caption files.", "Output", pattern=r"^\.[^/\\]+$")
+    output_dir: UserPath | None = _option(
+        None, "Folder for the caption files, in the same tree as the images. none: beside the images.", "Output"
+    )
+    on_collision: Literal["refuse", "full-name"] = _option(
+        "refuse", "What to do with a.jpg and a.png, which would share a.txt. full-name: a.jpg.txt, a.png.txt.", "Output"
+    )
+    output: UserPath | None = _option(
+        None,
+        "One file for all captions, instead of a file for each: .jsonl, .csv, .json or a metadata.jsonl for "
+        "imagefolder; - for JSON Lines on standard output.",
+        "Output",
+    )
+    failures: UserPath | None = _option(
+        None, "File for the images that could not be captioned, with the reasons, as JSON Lines.", "Output"
+    )
+    prefix: str = _option("", "Put in front of every caption, as it is.", "Text")
+    suffix: str = _option("", "Put behind every caption, as it is.", "Text")
+    trigger_word: str | None = _option(None, "Put in front of every caption that doesn't begin with it.", "Text")
+    strip_opening: bool = _option(False, 'Remove "The image shows" and its kin.', "Text")
+    single_line: bool = _option(False, "Join the lines of a caption.", "Text")
+    template: str | None = _option(
+        None, "Text around a caption, with {caption}, {stem} (of the image) and {folder} (it lies in).", "Text"
+    )
+    batch_size: int = _option(16, "Images per batch and process; halved where memory runs out.", "Machine", ge=1)
+    temperature: float | None = _option(None, "Sample at this temperature. none: no sampling.", "Generation", gt=0)
+    top_p: float | None = _option(
+        None, "Sample among the likeliest tokens that make up this share.", "Generation", gt=0, le=1
+    )
+    top_k: int | None = _option(None, "Sample among this many of the likeliest tokens.", "Generation", ge=1)
+    no_repeat_ngram_size: int | None = _option(
+        None,
+        "Never write this many tokens twice; 0: off. none: the model's own.",
+        "Generation",
+        ge=0,
+    )
+    repetition_penalty: float | None = _option(
+        None, "Above 1, tokens that were written become less likely. none: the model's own.", "Generation", gt=0
+    )
+    length_penalty: float | None = _option(
+        None, "Above 0 favours long captions among the beams, below 0 short ones. none: the model's own.", "Generation"
+    )
+    bad_words: tuple[str, ...] = _option((), "A word never to write; repeat the flag for several.", "Generation")
+    retry: bool = _option(
+        True, "Ask once more, with other settings, where a caption is empty, a loop or cut off.", "Generation"
     )
 
+    @field_validator("output")
+    @classmethod
+    def _output_has_a_known_form(cls, value: Path | None) -> Path | None:
+        if value is not None and str(value) != "-" and value.suffix not in {".jsonl", ".csv", ".json"}:
+            raise ValueError("must end in .jsonl, .csv or .json, or be - for standard output")
+        return value
+
     @model_validator(mode="after")
-    def _paths(self) -> Self:
+    def _fits_together(self) -> Self:
         for path in self.paths:
             if not path.exists():
                 raise ValueError(f"there is no file or folder {path}")
+        if self.temperature is None and (self.top_p is not None or self.top_k is not None):
+            raise ValueError("top_p and top_k choose among sampled tokens: set temperature, such as 0.7")
+        if self.output is not None:
+            for name in ("append", "prepend"):
+                if self.existing == name:
+                    raise ValueError(f"existing: {name} extends caption files; with output choose skip or overwrite")
+            if self.output_dir is not None:
+                raise ValueError("output is one file, output_dir a folder of caption files: choose one of them")
+            if self.output.is_dir():
+                raise ValueError(f"output: {self.output} is a folder; name a file, such as captions.jsonl")
+        if self.dry_run and self.watch:
+            raise ValueError("dry_run and watch exclude each other")
         return self
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from florence2ner.config import EvalConfig
-from florence2ner.data.loader import SequentialLoader, Window
+from florence2ner.data.loader import SequentialLoader, Window, deal
 from florence2ner.data.samples import EVAL_FOLDER, Sample, discover_samples
 from florence2ner.data.writers import write_text
 from florence2ner.engine.display import Display
@@ -21,7 +21,7 @@ from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, resolve_workers
 from florence2ner.errors import UserError
 from florence2ner.metrics import exact_match
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.captioner import Captioner, Decoding
 from florence2ner.model.loading import load_model
 
 
@@ -120,33 +120,33 @@ def evaluate_samples(
     """
     limit = len(samples) if generate is None else generate
     captioner.eval()
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     def step(window: Window) -> _BatchResult:
         (batch,) = window.batches
         assert batch.labels is not None
         with torch.no_grad(), accelerator.autocast():
-            inputs = batch.pixel_values, batch.input_ids, batch.attention_mask
-            loss_sum = captioner(*inputs, batch.labels).sum()
+            features = captioner.vision_features(batch.pixel_values)
+            loss_sum = captioner(features, batch.input_ids, batch.attention_mask, batch.labels).sum()
             wanted = [i for i, index in enumerate(batch.indices) if index < limit and batch.counted[i]]
-            texts = (
-                captioner.generate(*(t[wanted] for t in inputs), num_beams=num_beams, max_new_tokens=max_new_tokens)
-                if wanted
-                else []
-            )
-        predictions = zip((batch.indices[i] for i in wanted), texts, strict=True)
+            answers = []
+            if wanted:
+                images = captioner.embed_images(features[wanted])
+                prompts = batch.input_ids[wanted], batch.attention_mask[wanted]
+                answers = captioner.generate(images, *prompts, decoding)
+        predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
         return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.counted), tuple(predictions))
 
+    batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     loader = SequentialLoader(
         samples,
         captioner.processor,
-        batch_size=batch_size,
-        process=accelerator.process_index,
-        processes=accelerator.num_processes,
+        batches,
         workers=resolve_workers(accelerator, workers),
         pin_memory=accelerator.device.type == "cuda",
     )
     results: list[_BatchResult] = []
-    with display.bar("evaluating", total=len(loader)) as bar:
+    with display.bar("evaluating", total=len(batches)) as bar:
 
         def after_step(window: Window, result: _BatchResult) -> bool:
             results.append(result)

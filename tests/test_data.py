@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from florence2ner.data.images import ImageError, load_image, to_pixels
-from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan
+from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan, deal
 from florence2ner.data.samples import discover_images, discover_samples, discover_split, split_to_json
-from florence2ner.data.writers import refuse_shared_sidecars, write_text
+from florence2ner.data.writers import write_text
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import load_model
@@ -169,7 +169,9 @@ def test_an_unreadable_image_counts_for_nothing_and_is_named(tiny_model: Path, t
     put(tmp_path / "torn.png", "torn").write_bytes(b"\x89PNG")
     _, processor = load_model(tiny_model)
     samples = discover_samples(tmp_path, "<CAPTION>").samples
-    loader = SequentialLoader(samples, processor, batch_size=2, process=0, processes=1, workers=0, pin_memory=False)
+    loader = SequentialLoader(
+        samples, processor, deal(len(samples), 2, process=0, processes=1), workers=0, pin_memory=False
+    )
     ((batch,),) = [window.batches for window in loader]
     assert batch.counted == (True, False)
     assert (batch.labels[1] == IGNORE_INDEX).all()
@@ -182,7 +184,7 @@ def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path
     seen = []
     for process in range(3):
         loader = SequentialLoader(
-            samples, processor, batch_size=5, process=process, processes=3, workers=0, pin_memory=False
+            samples, processor, deal(len(samples), 5, process=process, processes=3), workers=0, pin_memory=False
         )
         seen += [i for window in loader for i in window.batches[0].indices]
     assert sorted(seen) == list(range(len(samples)))
@@ -191,11 +193,6 @@ def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path
 def test_discover_images_takes_files_and_folders_once(tmp_path: Path) -> None:
     first, second = put(tmp_path / "a.png"), put(tmp_path / "sub" / "b.png")
     assert discover_images([second, tmp_path]) == [second, first]
-
-
-def test_shared_caption_files_are_refused() -> None:
-    with pytest.raises(UserError, match=r"a\.jpg and a\.png would share the caption file a\.txt"):
-        refuse_shared_sidecars([Path("a.jpg"), Path("b.jpg"), Path("a.png")])
 
 
 def test_write_text_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FLOORS = {
     "run": 3,
     "evaluate": 3,
     "caption": 3,
+    "caption_run": 3,
     "demo": 3,
     "cli": 4,
     "__main__": 4,

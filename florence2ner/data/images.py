@@ -1,41 +1,87 @@
-"""Any image file -> an upright RGB picture, or a clear error."""
+"""Any image file -> an upright sRGB picture, or a clear error."""
 
+import io
+import itertools
+import os
+import stat
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from florence2ner.data.samples import PLUGINS, load_plugin
+
+MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+_DRAFT_MARGIN = 2  # a JPEG decoded at a fraction of its size keeps this many times the size it is squashed to,
+_MOST_DETAIL = 10  # and neighbouring pixels differ by no more than this (of 255) on average
+_SRGB = ImageCms.createProfile("sRGB")
+_one_thread = threading.Lock()
 
 
 class ImageError(Exception):
     """The file is not a picture that can be read; the message says why, without the path."""
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB: turned as its EXIF orientation says, transparency over white.
+@dataclass(frozen=True)
+class Picture:
+    """What the model sees of a file, and the size in which a person sees it."""
 
-    Raises ImageError for a file that is missing, empty, truncated, of an unknown format or far too large.
+    pixels: torch.Tensor  # uint8 (3, height, width) of the model
+    size: tuple[int, int]  # (width, height) of the upright picture in the file, in pixels
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image: Image.Image  # 8-bit L, RGB or CMYK, opaque, as it lies in the file
+    box: tuple[float, float, float, float]  # the part of `image` that shows the picture: all but a fraction of a pixel
+    size: tuple[int, int]  # (width, height) in the file
+    turn: Image.Transpose | None  # what sets it upright
+    profile: bytes | None  # ICC
+
+
+def load_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file to sRGB in full size: as EXIF turns it, transparency over white, 16 bits cut to 8.
+
+    Of an animation the first frame. Raises ImageError, and nothing else, for a file that is missing, truncated, not an
+    image, not a regular file, or of more than `max_pixels` pixels (those are never decoded).
     """
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise ImageError("empty file" if path.stat().st_size == 0 else "not an image that can be read") from None
-    except Exception as error:  # decoders of broken files raise almost anything
-        raise ImageError(str(error) or type(error).__name__) from None
+    with _reasons(path):
+        decoded = _decode(path, max_pixels)
+        return _finish(decoded.image, decoded)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit greyscale: Pillow would clip it to 8 bits
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def load_pixels(path: Path, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """`to_pixels(load_image(path), size)`, sooner, and equal to it within 1/255 on average. Raises ImageError alike.
+
+    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, unless it shows fine detail, where that would be seen.
+    Colours and orientation are seen to after the squash.
+    """
+    with _reasons(path):
+        decoded = _decode(path, max_pixels, at_least=size)
+        if decoded.image.size != decoded.size and _detail(decoded.image) > _MOST_DETAIL:
+            decoded = _decode(path, max_pixels)
+        turned = decoded.turn in _QUARTER_TURNS
+        small = decoded.image.resize(size if turned else size[::-1], Image.Resampling.BICUBIC, decoded.box)
+        return Picture(to_pixels(_finish(small, decoded), size), decoded.size[::-1] if turned else decoded.size)
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -47,3 +93,131 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     height, width = size
     array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
     return rearrange(torch.from_numpy(array), "h w c -> c h w").contiguous()
+
+
+@contextmanager
+def _reasons(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        plugin = PLUGINS.get(path.suffix.lower())
+        missing = plugin and not load_plugin(plugin)
+        raise ImageError(f"needs the Python package {plugin}" if missing else "not an image that can be read") from None
+    except OSError as error:  # its whole text would name the path
+        broken = isinstance(error, FileNotFoundError) and path.is_symlink()
+        raise ImageError("broken link" if broken else error.strerror or str(error) or type(error).__name__) from None
+    except Exception as error:  # decoders of broken files raise almost anything
+        raise ImageError(str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow without its own limit of pixels and without warnings; both are global, hence one thread at a time."""
+    with _one_thread, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header of a file. Waits for no pipe and runs no program."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file")
+    if not status.st_size:
+        raise ImageError("empty file")
+    for plugin in sorted({*PLUGINS.values()}):
+        load_plugin(plugin)
+    with _quiet_pillow():
+        image = Image.open(path)
+    if image.format == "EPS":  # Pillow would have Ghostscript run it
+        image.close()
+        raise UnidentifiedImageError
+    return image
+
+
+def _decode(path: Path, max_pixels: int, at_least: tuple[int, int] | None = None) -> _Decoded:
+    """Decode a file: a JPEG at a fraction of its size where that leaves enough for `at_least` = (height, width)."""
+    with _open(path) as image:
+        width, height = size = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
+        turn, box = None, (0.0, 0.0, float(width), float(height))
+        if image.format != "TIFF":  # Pillow turns TIFFs itself
+            with suppress(Exception), _quiet_pillow():  # broken EXIF says nothing about the picture
+                turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        if at_least and (draft := image.draft(None, (_DRAFT_MARGIN * max(at_least),) * 2)):
+            box = draft[1]
+        return _Decoded(_to_opaque(_to_8_bits(image)), box, size, turn, image.info.get("icc_profile"))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16 bits lose the lower 8, as Pillow does itself with 16-bit colour; other pictures pass as they are.
+
+    32-bit whole numbers count as 16-bit if they fit, or else from 0 to their maximum; floats from 0 to 1 or to 255.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values, posinf=0)
+        bits = (values * (255 if values.max() <= 1 else 1)).round().clip(0, 255)
+    else:
+        values = values.astype(np.int64).clip(0)
+        bits = values * 256 // max(2**16, int(values.max()) + 1)
+    grey = Image.fromarray(bits.astype(np.uint8))
+    if (clear := image.info.get("transparency")) is not None:  # the value that is transparent
+        grey.putalpha(Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_opaque(image: Image.Image) -> Image.Image:
+    """An 8-bit picture as L, RGB or CMYK, transparency over white."""
+    image.load()
+    base = "CMYK" if image.mode == "CMYK" else Image.getmodebase(image.mode)
+    if not image.has_transparency_data:
+        return image if image.mode == base else image.convert(base)
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert(base)
+
+
+def _finish(image: Image.Image, decoded: _Decoded) -> Image.Image:
+    """The picture, or the picture squashed, in sRGB and upright."""
+    if decoded.profile and (transform := _to_srgb(decoded.profile, image.mode)):
+        image = transform.apply(image.convert(transform.input_mode))
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if decoded.turn is None else image.transpose(decoded.turn)
+
+
+@lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform from an ICC profile; None where the profile is broken or changes (next to) nothing."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if mode == "L" and source.profile.xcolor_space.strip() == "RGB":
+            mode = "RGB"  # grey levels of a colour space
+        transform = ImageCms.ImageCmsTransform(source, ImageCms.ImageCmsProfile(_SRGB), mode, "RGB")
+        bands = Image.getmodebands(mode)
+        levels = bytes(itertools.chain(*itertools.product(range(0, 256, 51), repeat=bands)))
+        probe = Image.frombytes(mode, (len(levels) // bands, 1), levels)
+        change = np.asarray(transform.apply(probe), np.int16) - np.asarray(probe.convert("RGB"), np.int16)
+    except Exception:  # a picture with a broken profile is still a picture
+        return None
+    return transform if np.abs(change).max() > 2 else None
+
+
+def _detail(image: Image.Image) -> float:
+    """Mean difference of neighbouring pixels, over each 16th row and column."""
+    rows = image.resize((image.width, max(1, image.height // 16)), Image.Resampling.NEAREST)
+    columns = image.resize((max(1, image.width // 16), image.height), Image.Resampling.NEAREST)
+    across = np.abs(np.diff(np.asarray(rows, np.int16), axis=1)).mean()
+    down = np.abs(np.diff(np.asarray(columns, np.int16), axis=0)).mean()
+    return float(across + down) / 2

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from transformers import Florence2Processor
 
-from florence2ner.data.images import ImageError, load_image, to_pixels
+from florence2ner.data.images import MAX_PIXELS, ImageError, load_pixels
 from florence2ner.data.samples import Sample
 
 IGNORE_INDEX = -100  # labels that the loss passes over
@@ -32,6 +32,7 @@ class Batch:
     indices: tuple[int, ...]  # (B,) positions of the samples in the dataset
     counted: tuple[bool, ...]  # (B,) False: a filler or an unreadable image
     failures: tuple[tuple[int, str], ...]  # index and reason of each image that could not be read
+    sizes: tuple[tuple[int, int], ...]  # (B,) width and height of the files in pixels, upright
 
     def to(self, device: torch.device) -> Self:
         """The same batch with its tensors on `device`."""
@@ -109,22 +110,34 @@ def _order(samples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.i
     return np.random.default_rng((seed, epoch)).permutation(samples)
 
 
-class SampleDataset(Dataset[tuple[Draw, Tensor, str]]):
+@dataclass(frozen=True)
+class Example:
+    """A sample with its image decoded."""
+
+    draw: Draw
+    pixels: Tensor  # uint8 (3, H, W)
+    size: tuple[int, int] = (0, 0)  # width and height of the file in pixels, upright
+    failure: str = ""  # why the image could not be read
+
+
+class SampleDataset(Dataset[Example]):
     """Decodes the image of a sample. An unreadable one becomes a blank picture that does not count."""
 
-    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int]) -> None:
+    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int], max_pixels: int) -> None:
         self.samples = samples
         self.image_size = image_size
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, draw: Draw) -> tuple[Draw, Tensor, str]:
+    def __getitem__(self, draw: Draw) -> Example:
         try:
-            return draw, to_pixels(load_image(self.samples[draw.index].image), self.image_size), ""
+            picture = load_pixels(self.samples[draw.index].image, self.image_size, max_pixels=self.max_pixels)
         except ImageError as error:
             blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
-            return Draw(draw.index, counted=False), blank, str(error)
+            return Example(Draw(draw.index, counted=False), blank, failure=str(error))
+        return Example(draw, picture.pixels, picture.size)
 
 
 class Collator:
@@ -134,34 +147,34 @@ class Collator:
         self.samples = samples
         self.processor = processor
         self.pad_token_id: int = processor.tokenizer.pad_token_id
-        self._prompts: dict[str, Tensor] = {}
 
-    def __call__(self, examples: Sequence[tuple[Draw, Tensor, str]]) -> Batch:
-        draws = [draw for draw, _, _ in examples]
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        draws = [example.draw for example in examples]
         samples = [self.samples[draw.index] for draw in draws]
-        prompts = [self._prompt_ids(sample.task_prompt) for sample in samples]
+        prompts = [expand_prompt(self.processor, sample.task_prompt) for sample in samples]
         labels = None
         if all(sample.caption is not None for sample in samples):
             ids = self.processor.tokenizer([sample.caption for sample in samples]).input_ids
             rows = [torch.tensor(row if draw.counted else [IGNORE_INDEX]) for row, draw in zip(ids, draws, strict=True)]
             labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
         return Batch(
-            pixel_values=torch.stack([pixels for _, pixels, _ in examples]),
+            pixel_values=torch.stack([example.pixels for example in examples]),
             input_ids=pad_sequence(prompts, batch_first=True, padding_value=self.pad_token_id),
             attention_mask=pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True),
             labels=labels,
             indices=tuple(draw.index for draw in draws),
             counted=tuple(draw.counted for draw in draws),
-            failures=tuple((draw.index, reason) for draw, _, reason in examples if reason),
+            failures=tuple((example.draw.index, example.failure) for example in examples if example.failure),
+            sizes=tuple(example.size for example in examples),
         )
 
-    def _prompt_ids(self, task_prompt: str) -> Tensor:
-        """(N,) ids of the prompt, asked of the processor once: it expands the image to its placeholders."""
-        if task_prompt not in self._prompts:
-            blank = Image.new("RGB", (8, 8))
-            inputs = self.processor(images=blank, text=task_prompt, return_tensors="pt")
-            self._prompts[task_prompt] = inputs.input_ids[0]
-        return self._prompts[task_prompt]
+
+@lru_cache(maxsize=64)
+def expand_prompt(processor: Florence2Processor, prompt: str) -> Tensor:
+    """(N,) ids of a task prompt; the processor expands the task's words and the image's placeholders. Read only."""
+    inputs = processor(images=Image.new("RGB", (8, 8)), text=prompt, return_tensors="pt")
+    ids: Tensor = inputs.input_ids[0]
+    return ids
 
 
 @dataclass(frozen=True)
@@ -209,28 +222,32 @@ class TrainLoader:
 
 
 class SequentialLoader:
-    """The share of one process of all samples, in order, a batch per window: for evaluation and captioning."""
+    """One batch of samples per window, as `batches` lists them: for evaluation and captioning.
+
+    `batches` may be a generator: it is asked for the next one when that is to be decoded.
+    """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         processor: Florence2Processor,
+        batches: Iterable[Sequence[int]],
         *,
-        batch_size: int,
-        process: int,
-        processes: int,
         workers: int,
         pin_memory: bool,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        share = range(process, len(samples), processes)
-        self.batches = [[Draw(i) for i in share[at : at + batch_size]] for at in range(0, len(share), batch_size)]
-        self.loader = _data_loader(samples, processor, self.batches, workers, pin_memory)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+        draws = ([Draw(index) for index in batch] for batch in batches)
+        self.loader = _data_loader(samples, processor, draws, workers, pin_memory, max_pixels=max_pixels)
 
     def __iter__(self) -> Iterator[Window]:
         return (Window((batch,)) for batch in self.loader)
+
+
+def deal(samples: int, batch_size: int, *, process: int, processes: int) -> list[Sequence[int]]:
+    """The batches of one process when samples 0, 1, 2 ... are dealt out to all processes in turn."""
+    share = range(process, samples, processes)
+    return [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
 
 
 def _data_loader(
@@ -239,11 +256,13 @@ def _data_loader(
     batch_sampler: Iterable[list[Draw]],
     workers: int,
     pin_memory: bool,
+    *,
     depth: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> DataLoader[Any]:
     height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
     return DataLoader(
-        SampleDataset(samples, (height, width)),
+        SampleDataset(samples, (height, width), max_pixels),
         batch_sampler=batch_sampler,
         collate_fn=Collator(samples, processor),
         num_workers=workers,

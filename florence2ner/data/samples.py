@@ -1,16 +1,23 @@
 """What there is to train on: the samples of a folder, and which of them are held out for evaluation."""
 
 import glob
+import importlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from florence2ner.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
+)
+# Images only where the Pillow plugin that reads them is installed.
+PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
 CAPTION_EXTENSION = ".txt"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
 
@@ -55,15 +62,26 @@ def discover_images(paths: Iterable[Path]) -> list[Path]:
     """Every image file named or below the folders named, sorted within each, without repeats."""
     images: dict[Path, None] = {}
     for path in paths:
-        images.update(dict.fromkeys(_files(path, IMAGE_EXTENSIONS) if path.is_dir() else [path]))
+        images.update(dict.fromkeys(_images(path) if path.is_dir() else [path]))
     return list(images)
+
+
+@cache
+def load_plugin(module: str) -> bool:
+    """Import a Pillow plugin, so that its formats can be read; False where it is not installed (or broken)."""
+    try:
+        plugin = importlib.import_module(module)
+        getattr(plugin, "register_heif_opener", bool)()  # the other one registers itself
+    except Exception:
+        return False
+    return True
 
 
 def discover_samples(root: Path, task_prompt: str) -> Discovery:
     """Pair every image below `root` with the .txt of the same stem beside it. An empty caption counts as none."""
     captions = {path.with_suffix(""): path for path in _files(root, {CAPTION_EXTENSION})}
     samples, without_caption, used = [], [], set()
-    for image in _files(root, IMAGE_EXTENSIONS):
+    for image in _images(root):
         path = captions.get(image.with_suffix(""))
         caption = _read_caption(path) if path else ""
         used.add(path)
@@ -118,7 +136,9 @@ def split_to_json(split: Split, root: Path) -> str:
         part: [sample.image.relative_to(root).as_posix() for sample in samples]
         for part, samples in (("train", split.train), ("eval", split.eval))
     }
-    return json.dumps(names, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
+    # Bytes of a name that are not UTF-8 are lone surrogates in Python, which no file can hold but escaped.
+    return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
 def read_split(path: Path, root: Path, task_prompt: str) -> Split:
@@ -157,18 +177,57 @@ def read_captions(root: Path) -> list[str]:
     return captions
 
 
-def _files(root: Path, extensions: Iterable[str]) -> Iterator[Path]:
-    """Files below `root` with one of the extensions, in any case, in a fixed order; hidden ones are passed over."""
+def _images(root: Path) -> list[Path]:
+    """Every file below `root` that is an image by its name; a plugin is looked for only when a file calls for it."""
+    found = _files(root, IMAGE_EXTENSIONS | PLUGINS.keys())
+    return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
+
+
+def _files(root: Path, extensions: Iterable[str]) -> list[Path]:
+    """Files below `root` with one of the extensions, in any case, in a fixed order; hidden ones are passed over.
+
+    Links to folders are followed, but a folder is listed once: under its own path if that is below `root`, else under
+    the first link to it. A link to a file is a file of its own, even if it leads nowhere.
+    """
     wanted = tuple(extensions)
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(wanted) and not name.startswith("."):
-                yield Path(folder, name)
+    names: dict[tuple[str, ...], list[str]] = {}  # of the files in each folder, by its path below `root`
+    listed: set[tuple[int, int]] = set()
+    ahead: list[tuple[str, ...]] = [()]
+    while ahead:  # first the real tree, then what its links lead to, then what the links found there lead to ...
+        links: list[tuple[str, ...]] = []
+        for start in sorted(ahead):
+            folders = [start]
+            while folders:
+                folder = folders.pop()
+                names[folder] = []
+                for entry in _visible_entries(os.path.join(root, *folder), listed):
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append((*folder, entry.name))
+                    elif entry.is_symlink() and os.path.isdir(entry.path):
+                        links.append((*folder, entry.name))
+                    elif entry.name.lower().endswith(wanted):
+                        names[folder].append(entry.name)
+        ahead = links
+    return [Path(root, *folder, name) for folder in sorted(names) for name in sorted(names[folder])]
+
+
+def _visible_entries(folder: str, listed: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden; nothing if the folder can't be read or is in `listed`, where it is added."""
+    try:
+        status = os.stat(folder)
+        if (key := (status.st_dev, status.st_ino)) in listed:
+            return []
+        with os.scandir(folder) as entries:
+            listed.add(key)
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def _read_caption(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"the caption {path} is not a regular file")
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None

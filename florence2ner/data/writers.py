@@ -1,11 +1,21 @@
-"""Files that are whole or not there, and the caption file that belongs to an image."""
+"""Writing files so that nobody ever sees half of one, and so that no text of the user's is lost."""
 
+import hashlib
 import os
-from collections.abc import Iterable
+import shutil
+import time
+from contextlib import suppress
+from io import SEEK_END, RawIOBase
+from itertools import count
 from pathlib import Path
+
+from filelock import FileLock
 
 from florence2ner.data.samples import CAPTION_EXTENSION
 from florence2ner.errors import UserError
+
+_UNFINISHED = ".unfinished"
+_STALE = 60.0  # seconds: a write takes milliseconds, so what is older was left behind by a kill
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,34 +23,89 @@ def write_text(path: Path, text: str) -> None:
 
     Raises UserError where the folder can't be written to or the disk is full.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()  # the name itself may be as long as can be
+    unfinished = path.with_name(f".{key}.{os.getpid()}{_UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise UserError(f"can't write {path}: {error.strerror}") from error
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
+def sweep_unfinished(folder: Path) -> None:
+    """Remove what killed runs left half-written in a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED):
+                with suppress(OSError):
+                    if time.time() - entry.stat().st_mtime > _STALE:
+                        os.unlink(entry.path)
+
+
+def back_up(path: Path) -> Path:
+    """Keep what `path` holds now as `<name>.bak`, or `.bak2` and so on where there is one. Returns the copy's path."""
+    for number in count(1):
+        copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
+        try:
+            os.link(path, copy)  # as fast as a rename, and `path` is later replaced, never written into
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without hard links
+            if copy.exists():
+                continue
+            try:
+                shutil.copy2(path, copy)
+            except OSError as error:
+                raise UserError(f"can't keep a copy of {path} as {copy}: {error.strerror}") from error
+        return copy
+    raise AssertionError("count() has no end")
+
+
+def lock(path: Path) -> FileLock:
+    """The lock under which processes write to the same file in turn; the system frees it when its holder is killed."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add whole lines to a file that other processes add to as well.
+
+    What a killed process left of its last line is cut off first. Raises UserError, and leaves the file as it was, where
+    it can't be written to or the disk is full.
+    """
+    try:
+        with lock(path), open(path, "ab+", buffering=0) as file:
+            end = _end_of_last_line(file)
+            try:
+                file.truncate(end)
+                rest = memoryview(text.encode())
+                while rest:  # a disk that fills up takes a part first
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def _end_of_last_line(file: RawIOBase) -> int:
+    """Position behind the last newline of an open file, in bytes; 0 where there is none."""
+    position = file.seek(0, SEEK_END)
+    while position:
+        start = file.seek(max(0, position - 65536))
+        newline = (file.read(position - start) or b"").rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
 def sidecar_of(image: Path) -> Path:
     """The caption file of an image: same folder, same stem."""
-    return image.with_suffix(CAPTION_EXTENSION)
-
-
-def is_captioned(image: Path) -> bool:
-    """Whether the image has a caption file that is not empty."""
-    sidecar = sidecar_of(image)
-    return sidecar.exists() and sidecar.stat().st_size > 0
-
-
-def refuse_shared_sidecars(images: Iterable[Path]) -> None:
-    """Raise UserError when two images would write the same caption file."""
-    owner: dict[Path, Path] = {}
-    for image in images:
-        other = owner.setdefault(sidecar_of(image), image)
-        if other != image:
-            raise UserError(f"{other} and {image} would share the caption file {sidecar_of(image)}: rename one of them")
+    return image.with_name(image.stem + CAPTION_EXTENSION)

@@ -1,11 +1,16 @@
 """What the user sees while a run goes on: lines and one progress bar, from the main process only, on stderr."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal can show escaped: the bytes of a file name that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Bar:
@@ -17,8 +22,15 @@ class Bar:
 
     def advance(self, count: int = 1, **figures: str) -> None:
         """Move on by `count`; `figures` replace those shown (name and value)."""
-        shown: dict[str, Any] = {"figures": "  ".join(f"{name} {value}" for name, value in figures.items())}
-        self._progress.update(self._task, advance=count, **(shown if figures else {}))
+        self._progress.update(self._task, advance=count, **_shown(figures))
+
+    def reach(self, completed: int, **figures: str) -> None:
+        """Move to `completed`."""
+        self._progress.update(self._task, completed=completed, **_shown(figures))
+
+
+def _shown(figures: Mapping[str, str]) -> dict[str, Any]:
+    return {"figures": "  ".join(f"{name} {value}" for name, value in figures.items())} if figures else {}
 
 
 class Display:
@@ -29,12 +41,12 @@ class Display:
 
     def say(self, message: str) -> None:
         """Print one line, above the bar if there is one."""
-        self._console.print(message, markup=False)
+        self._console.print(printable(message), markup=False)
 
     def warn(self, message: str) -> None:
         """Print one line from whichever process this is."""
         quiet, self._console.quiet = self._console.quiet, False
-        self._console.print(f"warning: {message}", markup=False)
+        self._console.print(printable(f"warning: {message}"), markup=False)
         self._console.quiet = quiet
 
     @contextmanager

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 # At Ctrl-C in a terminal, the shell signals every process and the launcher then signals its processes once more:
 # what comes this soon after the first (in seconds) is the same wish to stop.
 _SAME_WISH = 1.0
+_GLANCE = 0.2  # seconds between two looks while waiting
 
 
 class StopSignals:
@@ -39,6 +40,13 @@ class StopSignals:
         elif time.monotonic() - self._received_at > _SAME_WISH:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until a signal comes. Returns whether one has."""
+        end = time.monotonic() + seconds
+        while self.received is None and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _GLANCE))
+        return self.received is not None
 
     def agreed(self, accelerator: Accelerator) -> int | None:
         """The signal that any process has received by now, the same in all of them. Every process must call this."""

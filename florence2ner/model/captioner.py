@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -9,7 +11,33 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated. None leaves a setting as the checkpoint has it."""
+
+    num_beams: int
+    max_new_tokens: int
+    temperature: float | None = None  # None: no sampling
+    top_p: float | None = None
+    top_k: int | None = None
+    no_repeat_ngram_size: int | None = None
+    repetition_penalty: float | None = None
+    length_penalty: float | None = None
+    bad_words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the model wrote for one image."""
+
+    text: str  # without special tokens
+    raw: str  # with them: <s>, </s>, <loc_12> ...
+    tokens: int  # up to and with </s>, which is forced upon the last where the limit comes first
+    limit: int
 
 
 class Captioner(nn.Module):
@@ -44,48 +72,79 @@ class Captioner(nn.Module):
         """uint8 (B, 3, H, W) -> normalised float32 of the same shape, to the bit what the processor computes."""
         return (pixels.float() / self.pixel_range - self.image_mean) / self.image_std
 
+    def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels uint8 (B, 3, H, W) -> what the vision tower makes of them: (B, C, h, w), before the projector."""
+        features: torch.Tensor = self.model.model.vision_tower(self.normalise(pixel_values)).last_hidden_state
+        return features
+
+    def embed_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels uint8 (B, 3, H, W), or their vision features -> what the language model reads: (B, N, d_model)."""
+        features = self.vision_features(images) if images.dtype == torch.uint8 else images
+        embeddings: torch.Tensor = self.model.model.multi_modal_projector(features)
+        return embeddings
+
     def forward(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+        self, images: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Cross-entropy of each label token in nats, 0 where labels are -100: (B, L) float32.
 
-        pixel_values uint8 (B, 3, H, W), input_ids and attention_mask (B, N), labels (B, L). Nothing is averaged here:
-        only the caller knows how many tokens the whole update holds.
+        images are pixels, uint8 (B, 3, H, W), or vision features (B, C, h, w); input_ids and attention_mask (B, N),
+        labels (B, L). Nothing is averaged here: only the caller knows how many tokens the whole update holds.
         """
         config = self.model.config.text_config
-        logits = self.model(
-            pixel_values=self.normalise(pixel_values),
-            input_ids=input_ids,
+        hidden = self.model.model(
+            inputs_embeds=self._merge(self.embed_images(images), input_ids),
             attention_mask=attention_mask,
             decoder_input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
             use_cache=False,
-        ).logits  # (B, L, vocabulary)
+        ).last_hidden_state
+        logits = self.model.lm_head(hidden)  # (B, L, vocabulary)
         return F.cross_entropy(rearrange(logits.float(), "b l v -> b v l"), labels, reduction="none")
 
     @torch.no_grad()
     def generate(
-        self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        *,
-        num_beams: int,
-        max_new_tokens: int,
-    ) -> list[str]:
-        """A caption for each image: B texts, without special tokens.
+        self, embedded: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, decoding: Decoding
+    ) -> list[Generated]:
+        """An answer for each image: B of them. `embedded` (B, N, d_model) is from `embed_images`, once for all tasks.
 
         `max_new_tokens` is cut to what the decoder's position table holds. n-gram blocking and the forced first and
-        last token are the checkpoint's own.
+        last token are the checkpoint's own, unless `decoding` says otherwise. <image> can't be generated.
         """
-        longest = self.model.config.text_config.max_position_embeddings - 1
+        pad = self.model.config.text_config.pad_token_id
+        limit = min(decoding.max_new_tokens, self.model.config.text_config.max_position_embeddings - 1)
+        encoder = self.model.model.language_model.encoder
+        encoded = encoder(inputs_embeds=self._merge(embedded, input_ids), attention_mask=attention_mask)
+        settings = {
+            "num_beams": decoding.num_beams,
+            "do_sample": decoding.temperature is not None,
+            "max_new_tokens": limit,
+            "suppress_tokens": [self.model.config.image_token_id],
+            "bad_words_ids": self._ids_of(decoding.bad_words),
+        }
+        for name in ("temperature", "top_p", "top_k", "no_repeat_ngram_size", "repetition_penalty", "length_penalty"):
+            if (value := getattr(decoding, name)) is not None:
+                settings[name] = value
         ids: torch.Tensor = self.model.generate(
-            pixel_values=self.normalise(pixel_values),
-            input_ids=input_ids,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
             attention_mask=attention_mask,
-            num_beams=num_beams,
-            do_sample=False,
-            max_new_tokens=min(max_new_tokens, longest),
-            suppress_tokens=[self.model.config.image_token_id],
+            **settings,
         )
-        texts: list[str] = self.processor.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # the first is the decoder's start
+        texts = self.processor.batch_decode(rows, skip_special_tokens=True)
+        raws = self.processor.batch_decode(rows, skip_special_tokens=False)
+        return [
+            Generated(text.strip(), raw, tokens=len(row), limit=limit)
+            for text, raw, row in zip(texts, raws, rows, strict=True)
+        ]
+
+    def _merge(self, embedded: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """The prompt's embeddings (B, N, d_model) with the images in their places."""
+        prompt: torch.Tensor = self.model.get_input_embeddings()(input_ids)
+        places = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
+        return prompt.masked_scatter(places, embedded.to(prompt.dtype))
+
+    def _ids_of(self, words: Sequence[str]) -> list[list[int]] | None:
+        """Token ids of each word, as it stands at the start of a text and inside it."""
+        spellings = [spelling for word in words for spelling in (word, f" {word}")]
+        ids: list[list[int]] = self.processor.tokenizer(spellings, add_special_tokens=False).input_ids if words else []
+        return ids or None
