@@ -151,13 +151,15 @@ class _Worker:
         """Ask about the images of a batch that could be read."""
         (batch,) = window.batches
         start = time.perf_counter()
+        pixel_values = batch.pixel_values
+        assert pixel_values is not None  # nothing is encoded before
         rows = [row for row, counted in enumerate(batch.counted) if counted]
         todo = [plan.todo[batch.indices[row]] for row in rows]
         items = [_Item(image, batch.sizes[row], questions) for row, (image, questions) in zip(rows, todo, strict=True)]
 
         def ask(piece: slice) -> list[tuple[Answer, ...]]:
             with torch.no_grad(), self.accelerator.autocast():
-                return self._ask(batch.pixel_values[rows[piece]], items[piece])
+                return self._ask(pixel_values[rows[piece]], items[piece])
 
         answers = self.pieces.run(ask, len(items))
         seconds = (time.perf_counter() - start) / max(len(items), 1)

@@ -130,6 +130,22 @@ class TrainConfig(ModelOptions, GenerationOptions, PromptOptions):
     gradient_checkpointing: bool = _option(
         True, "Recompute activations in the backward pass: less memory, about a quarter more time.", "Machine"
     )
+    feature_cache: Literal["auto", "memory", "disk", "off"] = _option(
+        "auto",
+        "Encode each image once, where the vision tower is frozen, and keep the result. auto: on the disk.",
+        "Machine",
+    )
+    feature_cache_dir: UserPath | None = _option(
+        None, "Folder of the cache on the disk. none: ~/.cache/florence2ner/features.", "Machine"
+    )
+    feature_cache_max_gb: float = _option(
+        50.0, "Largest size of the cache in GB; beyond it, images are encoded in every epoch.", "Machine", ge=0
+    )
+    feature_cache_dtype: Literal["bf16", "fp32"] = _option("bf16", "Precision of the cached features.", "Machine")
+    encode_batch_size: int = _option(16, "Images per batch when they are encoded for the cache.", "Machine", ge=1)
+    group_by_length: bool = _option(
+        False, "Put captions of like length into the same batch: less padding, a little less random.", "Training"
+    )
     eval_split_ratio: float = _option(
         0.1,
         "Share of the images held out for evaluation when the dataset has no eval/ folder.",

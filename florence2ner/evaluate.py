@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from florence2ner.config import EvalConfig
-from florence2ner.data.loader import SequentialLoader, Window, deal
+from florence2ner.data.loader import FeatureSource, SequentialLoader, Window, deal
 from florence2ner.data.samples import EVAL_FOLDER, Sample, discover_samples
 from florence2ner.data.writers import write_text
 from florence2ner.engine.display import Display
@@ -110,13 +110,14 @@ def evaluate_samples(
     num_beams: int,
     max_new_tokens: int,
     generate: int | None = None,
+    features: FeatureSource | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Loss over all samples, and captions of the first `generate` (None: of all). Every process must call this.
 
     The samples are shared out to the processes; each gets the whole result. Leaves the captioner in evaluation mode.
-    None when `give_up` said so in one of them, which it is asked after each batch. Raises UserError when no image can
-    be read.
+    `features` gives what is known of an image already. None when `give_up` said so in one of them, which it is asked
+    after each batch. Raises UserError when no image can be read.
     """
     limit = len(samples) if generate is None else generate
     captioner.eval()
@@ -125,15 +126,20 @@ def evaluate_samples(
     def step(window: Window) -> _BatchResult:
         (batch,) = window.batches
         assert batch.labels is not None
+        assert batch.label_positions is not None
         with torch.no_grad(), accelerator.autocast():
-            features = captioner.vision_features(batch.pixel_values)
-            loss_sum = captioner(features, batch.input_ids, batch.attention_mask, batch.labels).sum()
+            images = captioner.collect(batch.pixel_values, batch.features, batch.encoded)
+            if images.dtype == torch.uint8:
+                images = captioner.encode(images)  # once, for loss and captions
+            loss_sum = captioner.token_losses(
+                images, batch.input_ids, batch.attention_mask, batch.labels, batch.label_positions
+            ).sum()
             wanted = [i for i, index in enumerate(batch.indices) if index < limit and batch.counted[i]]
             answers = []
             if wanted:
-                images = captioner.embed_images(features[wanted])
+                embedded = captioner.embed_images(images[wanted])
                 prompts = batch.input_ids[wanted], batch.attention_mask[wanted]
-                answers = captioner.generate(images, *prompts, decoding)
+                answers = captioner.generate(embedded, *prompts, decoding)
         predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
         return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.counted), tuple(predictions))
 
@@ -142,6 +148,7 @@ def evaluate_samples(
         samples,
         captioner.processor,
         batches,
+        features=features,
         workers=resolve_workers(accelerator, workers),
         pin_memory=accelerator.device.type == "cuda",
     )

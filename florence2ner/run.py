@@ -13,7 +13,7 @@ from torch import nn
 
 from florence2ner.config import TrainConfig
 from florence2ner.data.images import ImageError, load_image
-from florence2ner.data.loader import Window
+from florence2ner.data.loader import FeatureSource, Window
 from florence2ner.data.samples import Split
 from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
 from florence2ner.engine.display import Bar, Display
@@ -54,6 +54,7 @@ class Run:
     split: Split
     state: TrainState
     total_steps: int
+    features: FeatureSource | None = None
     resumed_from: tuple[int, ...] = ()  # the step of the checkpoint, if any: never deleted
     last_checkpoint: Path | None = None
     unlogged: list[Update] = field(default_factory=list)  # of this process's life; their sums are in `state` too
@@ -163,6 +164,7 @@ class Run:
             num_beams=self.config.num_beams,
             max_new_tokens=self.config.max_new_tokens,
             generate=self.config.eval_batch_size,
+            features=self.features,
             give_up=lambda: self.signals.received is not None and not last,
         )
         if result is None:
@@ -214,16 +216,17 @@ class Run:
             model, processor = self.captioner.model, self.captioner.processor
             save_model(model, processor, directory, layout=config.export_layout, weights=weights)
 
-        self.last_checkpoint = save_checkpoint(
-            self.accelerator,
-            config.run_dir,
-            self.state,
-            export,
-            keep=config.save_total_limit,
-            keep_states=config.keep_states,
-            keep_steps=self.resumed_from,
-            with_weights=config.export_layout != "native",
-        )
+        with self.captioner.whole():
+            self.last_checkpoint = save_checkpoint(
+                self.accelerator,
+                config.run_dir,
+                self.state,
+                export,
+                keep=config.save_total_limit,
+                keep_states=config.keep_states,
+                keep_steps=self.resumed_from,
+                with_weights=config.export_layout != "native",
+            )
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,6 +1,7 @@
 """Assembles the parts of a training run and starts the loop."""
 
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from florence2ner.config import TrainConfig
 from florence2ner.data.loader import Batch, TrainLoader, TrainPlan
 from florence2ner.data.samples import Split, discover_split, drop_overlong, read_split, split_to_json
 from florence2ner.data.writers import write_text
+from florence2ner.encode import fill_cache
 from florence2ner.engine.checkpoint import (
     find_resume_point,
     holds_weights,
@@ -45,6 +47,11 @@ def train(config: TrainConfig) -> Path:
     Raises UserError for what the user can mend (no dataset, no model, a run directory that is taken, a full disk, a
     process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
     """
+    with ExitStack() as stack:
+        return _train(config, stack)
+
+
+def _train(config: TrainConfig, stack: ExitStack) -> Path:
     run_dir = config.run_dir
     checkpoint = find_resume_point(config.resume, run_dir)
     state = load_train_state(checkpoint) if checkpoint else TrainState(tracker_id=secrets.token_hex(4))
@@ -65,7 +72,12 @@ def train(config: TrainConfig) -> Path:
     source = str(checkpoint) if checkpoint and not holds_weights(checkpoint) else config.model_name
     model, processor = load_model(source, attn_implementation=config.attn_implementation)
     limit = model.config.text_config.max_position_embeddings
-    fitting = drop_overlong(split, lambda texts: processor.tokenizer(texts, return_length=True).length, limit)
+
+    def count_tokens(captions: Sequence[str]) -> Sequence[int]:
+        lengths: Sequence[int] = processor.tokenizer(captions, return_length=True).length
+        return lengths
+
+    fitting = drop_overlong(split, count_tokens, limit)
     parameters = freeze(model, vision=config.freeze_vision, language=config.freeze_language, other=config.freeze_other)
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
@@ -77,6 +89,7 @@ def train(config: TrainConfig) -> Path:
         accumulation=config.gradient_accumulation_steps,
         processes=accelerator.num_processes,
         seed=config.seed,
+        lengths=tuple(count_tokens([s.caption or "" for s in fitting.train])) if config.group_by_length else None,
     )
     total_steps = config.max_steps or config.epochs * plan.updates_per_epoch
     if checkpoint and state.step >= total_steps:
@@ -87,12 +100,17 @@ def train(config: TrainConfig) -> Path:
         display.say(f"{checkpoint} was stopped early: raise early_stopping_patience to go on")
         assert checkpoint is not None
         return checkpoint
+    drawn = [fitting.train[i] for i in plan.order(0)[: total_steps * plan.global_batch]]
+    captioner.to(accelerator.device)
+    cache = fill_cache(config, accelerator, display, captioner, [*drawn, *fitting.eval], stack)
+    features = cache.load if cache else None
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     if checkpoint:
         notes += _check_resume(state, plan, checkpoint, config)
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
-        load_accelerator_state(accelerator, checkpoint)
+        with captioner.whole():
+            load_accelerator_state(accelerator, checkpoint)
         for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):  # what this command says counts
             group |= {"initial_lr": lr, "weight_decay": decay}
     state.processes, state.global_batch = plan.processes, plan.global_batch
@@ -112,6 +130,7 @@ def train(config: TrainConfig) -> Path:
         end=total_steps,
         workers=resolve_workers(accelerator, config.dataloader_workers),
         pin_memory=accelerator.device.type == "cuda",
+        features=features,
     )
 
     def open_run_dir() -> None:
@@ -139,33 +158,33 @@ def train(config: TrainConfig) -> Path:
     step = UpdateStep(
         accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=config.clip_grad_norm
     )
-    with ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
-        bar = stack.enter_context(display.bar("training", total=total_steps, completed=state.step))
-        for tracker in accelerator.trackers:
-            stack.callback(tracker.finish)
-        run = Run(config, accelerator, display, bar, signals, prepared, captioner, fitting, state, total_steps)
-        run.resumed_from = (state.step,) if checkpoint else ()
-        try:
-            run.begin()
-            run_loop(loader, step, run.after_update, device=accelerator.device)
-        except Exception as error:
-            if accelerator.num_processes > 1 and is_lost_process(error):
-                newest = next(
-                    reversed(list_checkpoints(run_dir)), None
-                )  # a save can be cut off with its checkpoint written
-                raise UserError(
-                    "lost contact with another process, which was killed, failed or fell silent for "
-                    f"{config.process_timeout} s; {resume_command(config, newest)}"
-                ) from error
-            raise
+    signals = stack.enter_context(StopSignals())
+    bar = stack.enter_context(display.bar("training", total=total_steps, completed=state.step))
+    for tracker in accelerator.trackers:
+        stack.callback(tracker.finish)
+    run = Run(config, accelerator, display, bar, signals, prepared, captioner, fitting, state, total_steps, features)
+    run.resumed_from = (state.step,) if checkpoint else ()
+    try:
+        run.begin()
+        run_loop(loader, step, run.after_update, device=accelerator.device)
+    except Exception as error:
+        if accelerator.num_processes > 1 and is_lost_process(error):
+            newest = next(reversed(list_checkpoints(run_dir)), None)  # a save may have been cut off behind its end
+            raise UserError(
+                "lost contact with another process, which was killed, failed or fell silent for "
+                f"{config.process_timeout} s; {resume_command(config, newest)}"
+            ) from error
+        raise
     assert run.last_checkpoint is not None
     display.say(f"done: {run.last_checkpoint}")
     return run.last_checkpoint
 
 
 def _token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
-    losses: torch.Tensor = captioner(batch.pixel_values, batch.input_ids, batch.attention_mask, batch.labels)
+    images = batch.pixel_values, batch.features, batch.encoded
+    losses: torch.Tensor = captioner(
+        *images, batch.input_ids, batch.attention_mask, batch.labels, batch.label_positions
+    )
     return losses
 
 

@@ -75,6 +75,7 @@ def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> Callable[...,
             "num_beams": 1,
             "eval_before_training": False,
             "log_with": ("jsonl",),
+            "feature_cache_dir": tmp_path / "features",
         }
         return TrainConfig.model_validate(quick | changes)
 

@@ -42,7 +42,7 @@ def main(config: TrainConfig, folder: Path) -> None:
     def clip(parameters: object, largest: float) -> torch.Tensor:
         """Look at the gradients where they are complete, then clip as always."""
         for name, parameter in captioner.named_parameters():
-            gradients[name] = parameter.grad.detach().clone()
+            gradients[name] = parameter.grad.detach().clone(memory_format=torch.contiguous_format)
         return honest(parameters, largest)
 
     honest, accelerator.clip_grad_norm_ = accelerator.clip_grad_norm_, clip

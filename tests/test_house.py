@@ -25,6 +25,7 @@ FLOORS = {
     "train": 3,
     "run": 3,
     "evaluate": 3,
+    "encode": 3,
     "caption": 3,
     "caption_run": 3,
     "demo": 3,

@@ -1,10 +1,11 @@
 """Samples -> batches of tensors, in an order that is a pure function of the seed and the epoch."""
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,16 +20,21 @@ from florence2ner.data.images import MAX_PIXELS, ImageError, load_pixels
 from florence2ner.data.samples import Sample
 
 IGNORE_INDEX = -100  # labels that the loss passes over
+FeatureSource = Callable[[Path], Tensor | None]  # what the vision tower made of an image, where that is known
+_SORTED_TOGETHER = 16  # windows whose samples are sorted by length: enough for little padding, few enough to be random
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. A sample that must not count has only IGNORE_INDEX in its labels."""
 
-    pixel_values: Tensor  # uint8 (B, 3, H, W), not yet normalised
+    pixel_values: Tensor | None  # uint8 (P, 3, H, W), not yet normalised: of the rows without features; None if P is 0
+    features: Tensor | None  # (F, ...), of the rows whose image was encoded before; None if F is 0
+    encoded: tuple[bool, ...]  # (B,) which rows those are; P + F = B
     input_ids: Tensor  # (B, N): image placeholders, then the expanded task prompt
     attention_mask: Tensor  # (B, N)
     labels: Tensor | None  # (B, L): <s> caption </s>, padded with IGNORE_INDEX; None without captions
+    label_positions: Tensor | None  # (T,) where labels count, in the flattened (B * L)
     indices: tuple[int, ...]  # (B,) positions of the samples in the dataset
     counted: tuple[bool, ...]  # (B,) False: a filler or an unreadable image
     failures: tuple[tuple[int, str], ...]  # index and reason of each image that could not be read
@@ -45,8 +51,8 @@ class Batch:
 
     @property
     def label_tokens(self) -> int:
-        """Number of tokens that the loss is taken over."""
-        return 0 if self.labels is None else int((self.labels != IGNORE_INDEX).sum())
+        """Number of tokens that the loss is taken over; asks no device."""
+        return 0 if self.label_positions is None else self.label_positions.numel()
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class TrainPlan:
     accumulation: int
     processes: int
     seed: int
+    lengths: tuple[int, ...] | None = None  # tokens of each caption, to put captions of like length together
 
     @property
     def global_batch(self) -> int:
@@ -91,7 +98,9 @@ class TrainPlan:
 
     def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The order in which an epoch takes the samples."""
-        return _order(self.samples, self.seed, epoch)
+        if self.lengths is None:
+            return _order(self.samples, self.seed, epoch)
+        return _order_by_length(self.samples, self.seed, epoch, self.lengths, self.global_batch)
 
     def window(self, update: int, process: int) -> list[list[Draw]]:
         """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0.
@@ -100,6 +109,8 @@ class TrainPlan:
         """
         epoch, position = divmod(update, self.updates_per_epoch)
         drawn = self.order(epoch)[position * self.global_batch :][: self.global_batch]
+        if self.lengths is not None:  # the gradient of a window doesn't depend on the order inside
+            drawn = drawn[np.argsort([-self.lengths[i] for i in drawn], kind="stable")]
         micro_batches = -(-len(drawn) // (self.batch_size * self.processes))
         shares = np.array_split(drawn, micro_batches * self.processes)[process :: self.processes]
         return [[Draw(int(i)) for i in share] or [Draw(int(drawn[0]), counted=False)] for share in shares]
@@ -112,32 +123,56 @@ def _order(samples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.i
 
 @dataclass(frozen=True)
 class Example:
-    """A sample with its image decoded."""
+    """A sample with its image decoded, or with what the vision tower made of it before."""
 
     draw: Draw
-    pixels: Tensor  # uint8 (3, H, W)
+    pixels: Tensor | None = None  # uint8 (3, H, W)
+    features: Tensor | None = None
     size: tuple[int, int] = (0, 0)  # width and height of the file in pixels, upright
     failure: str = ""  # why the image could not be read
+
+
+@lru_cache(maxsize=2)
+def _order_by_length(
+    samples: int, seed: int, epoch: int, lengths: tuple[int, ...], window: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The order of an epoch with samples of like length in the same window: sorted in stretches, windows shuffled."""
+    order = _order(samples, seed, epoch)
+    rng = np.random.default_rng((seed, epoch, 1))
+    windows: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    whole = samples - samples % window  # a short last window stays the last
+    for at in range(0, whole, _SORTED_TOGETHER * window):
+        stretch = order[at : min(at + _SORTED_TOGETHER * window, whole)]
+        stretch = stretch[np.argsort(np.take(lengths, stretch), kind="stable")]
+        cut = np.split(stretch, range(window, len(stretch), window))
+        windows += [cut[i] for i in rng.permutation(len(cut))]
+    return np.concatenate([*windows, order[whole:]])
 
 
 class SampleDataset(Dataset[Example]):
     """Decodes the image of a sample. An unreadable one becomes a blank picture that does not count."""
 
-    def __init__(self, samples: Sequence[Sample], image_size: tuple[int, int], max_pixels: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], image_size: tuple[int, int], max_pixels: int, features: FeatureSource | None
+    ) -> None:
         self.samples = samples
         self.image_size = image_size
         self.max_pixels = max_pixels
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> Example:
+        image = self.samples[draw.index].image
+        if self.features is not None and (features := self.features(image)) is not None:
+            return Example(draw, features=features)
         try:
-            picture = load_pixels(self.samples[draw.index].image, self.image_size, max_pixels=self.max_pixels)
+            picture = load_pixels(image, self.image_size, max_pixels=self.max_pixels)
         except ImageError as error:
             blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
             return Example(Draw(draw.index, counted=False), blank, failure=str(error))
-        return Example(draw, picture.pixels, picture.size)
+        return Example(draw, picture.pixels, size=picture.size)
 
 
 class Collator:
@@ -158,15 +193,22 @@ class Collator:
             rows = [torch.tensor(row if draw.counted else [IGNORE_INDEX]) for row, draw in zip(ids, draws, strict=True)]
             labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
         return Batch(
-            pixel_values=torch.stack([example.pixels for example in examples]),
+            pixel_values=_stack([example.pixels for example in examples if example.pixels is not None]),
+            features=_stack([example.features for example in examples if example.features is not None]),
+            encoded=tuple(example.features is not None for example in examples),
             input_ids=pad_sequence(prompts, batch_first=True, padding_value=self.pad_token_id),
             attention_mask=pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True),
             labels=labels,
+            label_positions=None if labels is None else (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0],
             indices=tuple(draw.index for draw in draws),
             counted=tuple(draw.counted for draw in draws),
             failures=tuple((example.draw.index, example.failure) for example in examples if example.failure),
             sizes=tuple(example.size for example in examples),
         )
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack(list(tensors)) if tensors else None
 
 
 @lru_cache(maxsize=64)
@@ -209,9 +251,12 @@ class TrainLoader:
         end: int,
         workers: int,
         pin_memory: bool,
+        features: FeatureSource | None = None,
     ) -> None:
         self.planned = _PlannedBatches(plan, process, first, end)
-        self.loader = _data_loader(samples, processor, self.planned, workers, pin_memory, depth=plan.accumulation)
+        self.loader = _data_loader(
+            samples, processor, self.planned, workers, pin_memory, depth=plan.accumulation, features=features
+        )
 
     def __iter__(self) -> Iterator[Window]:
         batches = iter(self.loader)
@@ -236,9 +281,12 @@ class SequentialLoader:
         workers: int,
         pin_memory: bool,
         max_pixels: int = MAX_PIXELS,
+        features: FeatureSource | None = None,
     ) -> None:
         draws = ([Draw(index) for index in batch] for batch in batches)
-        self.loader = _data_loader(samples, processor, draws, workers, pin_memory, max_pixels=max_pixels)
+        self.loader = _data_loader(
+            samples, processor, draws, workers, pin_memory, max_pixels=max_pixels, features=features
+        )
 
     def __iter__(self) -> Iterator[Window]:
         return (Window((batch,)) for batch in self.loader)
@@ -259,10 +307,11 @@ def _data_loader(
     *,
     depth: int = 1,
     max_pixels: int = MAX_PIXELS,
+    features: FeatureSource | None = None,
 ) -> DataLoader[Any]:
     height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
     return DataLoader(
-        SampleDataset(samples, (height, width), max_pixels),
+        SampleDataset(samples, (height, width), max_pixels, features),
         batch_sampler=batch_sampler,
         collate_fn=Collator(samples, processor),
         num_workers=workers,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -55,6 +56,9 @@ class Captioner(nn.Module):
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(image_processor, name)).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        # Convolutions are about a third faster that way round, and the rest of the tower as fast.
+        model.model.vision_tower.to(memory_format=torch.channels_last)
+        self._parked: list[nn.Module] = []  # a list, so that the tower in it is not a part of this module
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, except for what is frozen: that stays in evaluation mode (no dropout, no DropPath)."""
@@ -74,22 +78,109 @@ class Captioner(nn.Module):
 
     def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels uint8 (B, 3, H, W) -> what the vision tower makes of them: (B, C, h, w), before the projector."""
-        features: torch.Tensor = self.model.model.vision_tower(self.normalise(pixel_values)).last_hidden_state
+        pixels = self.normalise(pixel_values).contiguous(memory_format=torch.channels_last)
+        features: torch.Tensor = self.model.model.vision_tower(pixels).last_hidden_state
         return features
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Pixels uint8 (B, 3, H, W), or their vision features -> what the language model reads: (B, N, d_model)."""
-        features = self.vision_features(images) if images.dtype == torch.uint8 else images
-        embeddings: torch.Tensor = self.model.model.multi_modal_projector(features)
-        return embeddings
+        """Images in any form that `encode` takes or gives -> what the language model reads: (B, N, d_model)."""
+        if images.dtype == torch.uint8:
+            images = self.vision_features(images)
+        if images.dim() == 4:
+            images = self.model.model.multi_modal_projector(images)
+        return images
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels uint8 (B, 3, H, W) -> all that no training changes: features (B, C, h, w), or (B, N, d_model).
+
+        The latter where the projector is frozen too. `forward` and `embed_images` go on from either.
+        """
+        projector = self.model.model.multi_modal_projector
+        trained = any(parameter.requires_grad for parameter in projector.parameters())
+        return self.vision_features(pixel_values) if trained else self.embed_images(pixel_values)
+
+    def encoder_weights(self) -> dict[str, torch.Tensor]:
+        """All weights that `encode` uses, by name."""
+        inner = self.model.model
+        parts = {"vision_tower": inner.vision_tower}
+        if not any(parameter.requires_grad for parameter in inner.multi_modal_projector.parameters()):
+            parts["multi_modal_projector"] = inner.multi_modal_projector
+        return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+
+    def image_facts(self) -> tuple[object, ...]:
+        """How pixels are prepared, and what the architecture is besides its weights."""
+        image_processor = self.processor.image_processor
+        size = image_processor.size["height"], image_processor.size["width"]
+        normalisation = self.pixel_range, self.image_mean.tolist(), self.image_std.tolist()
+        return size, normalisation, self.model.config.vision_config.to_json_string()
+
+    def feature_bytes(self, dtype: torch.dtype) -> int:
+        """About how many bytes `encode` makes of one image."""
+        image_processor = self.processor.image_processor
+        width = max(self.model.config.vision_config.embed_dim[-1], self.model.config.text_config.d_model)
+        return int((image_processor.image_seq_length + 1) * width * dtype.itemsize)
+
+    def park_tower(self) -> None:
+        """Take the vision tower, which is frozen and no longer needed, off the device; `whole` brings it back."""
+        self._parked = [self.model.model.vision_tower.to("cpu")]
+        self.model.model.vision_tower = nn.Identity()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A `with` in which the model has its tower, for saving and loading."""
+        if self._parked:
+            self.model.model.vision_tower = self._parked[0].to(self.image_mean.device)
+        try:
+            yield
+        finally:
+            if self._parked:
+                self.park_tower()
+
+    def collect(
+        self, pixel_values: torch.Tensor | None, features: torch.Tensor | None, encoded: Sequence[bool]
+    ) -> torch.Tensor:
+        """One tensor for a batch of which some rows are pixels and others `encoded` already, in the order of the rows.
+
+        Pixels stay pixels where all rows are; otherwise they are encoded now.
+        """
+        if features is None or pixel_values is None:
+            images = pixel_values if features is None else features
+            assert images is not None
+            return images
+        with torch.no_grad():  # the tower is frozen, or nothing would be encoded already
+            fresh = self.encode(pixel_values).to(features.dtype)
+        known, new = iter(features), iter(fresh)
+        return torch.stack([next(known if is_known else new) for is_known in encoded])
 
     def forward(
-        self, images: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+        self,
+        pixel_values: torch.Tensor | None,
+        features: torch.Tensor | None,
+        encoded: Sequence[bool],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        label_positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """`token_losses` of the images that `collect` puts together."""
+        images = self.collect(pixel_values, features, encoded)
+        return self.token_losses(images, input_ids, attention_mask, labels, label_positions)
+
+    def token_losses(
+        self,
+        images: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        label_positions: torch.Tensor,
     ) -> torch.Tensor:
         """Cross-entropy of each label token in nats, 0 where labels are -100: (B, L) float32.
 
-        images are pixels, uint8 (B, 3, H, W), or vision features (B, C, h, w); input_ids and attention_mask (B, N),
-        labels (B, L). Nothing is averaged here: only the caller knows how many tokens the whole update holds.
+        images are pixels, uint8 (B, 3, H, W), or what `encode` made of them; input_ids and attention_mask (B, N),
+        labels (B, L), label_positions (T,) the places of those that count in the flattened labels: logits are made only
+        there. Nothing is averaged: only the caller knows how many tokens the whole update holds.
         """
         config = self.model.config.text_config
         hidden = self.model.model(
@@ -98,8 +189,10 @@ class Captioner(nn.Module):
             decoder_input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
             use_cache=False,
         ).last_hidden_state
-        logits = self.model.lm_head(hidden)  # (B, L, vocabulary)
-        return F.cross_entropy(rearrange(logits.float(), "b l v -> b v l"), labels, reduction="none")
+        logits = self.model.lm_head(hidden.flatten(0, 1)[label_positions])  # (T, vocabulary)
+        losses = F.cross_entropy(logits.float(), labels.flatten()[label_positions], reduction="none")
+        everywhere = losses.new_zeros(labels.numel()).index_put((label_positions,), losses)
+        return rearrange(everywhere, "(b l) -> b l", b=len(labels))
 
     @torch.no_grad()
     def generate(

@@ -9,6 +9,6 @@ def build_optimizer(model: nn.Module, *, learning_rate: float, weight_decay: flo
     from timm.optim import create_optimizer_v2  # here, since timm imports all its models: a tenth of our start-up
 
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=learning_rate, weight_decay=weight_decay
+        model, opt="adamw", lr=learning_rate, weight_decay=weight_decay, fused=True
     )
     return optimizer
