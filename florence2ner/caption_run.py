@@ -109,6 +109,8 @@ class _Worker:
             config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
         )
         self.captioner = Captioner(model, processor).to(accelerator.device).eval()
+        if config.compile:
+            self.captioner.compile_model()
         self.tasks = {task.name: task for task in map(find_task, config.task_prompt)}
         self.decoding = Decoding(**decoding_settings(config))
         self.style = text_style(config)

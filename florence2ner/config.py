@@ -78,6 +78,11 @@ class ModelOptions(Config):
         "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
         "Machine",
     )
+    compile: bool = _option(
+        False,
+        "Compile vision tower and language model with torch.compile: minutes at the start, faster from then on.",
+        "Machine",
+    )
     dataloader_workers: int | None = _option(
         None, "Processes that decode images, per training process. none: chosen from the machine.", "Machine", ge=0
     )

@@ -79,10 +79,13 @@ def evaluate(config: EvalConfig) -> Evaluation:
     _warn_if_trained_on(config.model_name, found.samples, display)
     if config.output and accelerator.is_main_process:
         write_text(config.output, "")  # better to fail before the work than after it
+    captioner = Captioner(model, processor).to(accelerator.device)
+    if config.compile:
+        captioner.compile_model()
     result = evaluate_samples(
         accelerator,
         display,
-        Captioner(model, processor).to(accelerator.device),
+        captioner,
         found.samples,
         batch_size=config.batch_size,
         workers=config.dataloader_workers,

@@ -82,6 +82,8 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
     captioner = Captioner(model, processor)
+    if config.compile:
+        captioner.compile_model()
 
     plan = TrainPlan(
         samples=len(fitting.train),

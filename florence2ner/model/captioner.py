@@ -99,6 +99,15 @@ class Captioner(nn.Module):
         trained = any(parameter.requires_grad for parameter in projector.parameters())
         return self.vision_features(pixel_values) if trained else self.embed_images(pixel_values)
 
+    def compile_model(self) -> None:
+        """Have torch.compile speed up the vision tower and the language model's encoder; weights keep their names.
+
+        For each batch size anew: torch can't make one that serves all. The decoder meets a new length with every token
+        that it writes, and would be compiled over and over.
+        """
+        self.model.model.vision_tower.compile(dynamic=False)
+        self.model.model.language_model.encoder.compile(dynamic=False)
+
     def encoder_weights(self) -> dict[str, torch.Tensor]:
         """All weights that `encode` uses, by name."""
         inner = self.model.model
