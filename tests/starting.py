@@ -25,7 +25,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = "FLORENCE2NER_STARTS"  # environment variable: the path of the server's socket
-IMPORTS = ("florence2ner.cli", "florence2ner.demo", "timm.optim", "torch.distributed.algorithms.join")
+IMPORTS = ("florence2ner.cli", "florence2ner.demo", "timm.optim", "transformers.models.bart.modeling_bart")
 CLONE_NEWNET = 0x40000000  # from sched.h; Python 3.12 has it as os.CLONE_NEWNET
 
 

@@ -228,23 +228,6 @@ def test_two_processes_take_part_and_agree(make_config: MakeConfig, start: Start
         (["caption"], "paths is missing: give PATHS"),
         (["caption", "nowhere"], "there is no file or folder nowhere"),
         (["caption", "--existing", "destroy", "."], "'destroy' is not one of 'skip', 'overwrite'"),
-    ],
-)
-def test_bad_input_gets_one_line_and_writes_nothing(
-    command: Start, tmp_path: Path, args: list[str], message: str
-) -> None:
-    done = command(*args)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert not done.stdout
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
         (["eval", "--dataset-path", "."], "no image with a caption"),
         (["caption", "."], "no image in"),
         (["init-model", "m", "--dataset-path", "."], "no caption"),
@@ -255,7 +238,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(
         ),
     ],
 )
-def test_bad_input_found_late_gets_one_line_too(
+def test_bad_input_gets_one_line_and_writes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
