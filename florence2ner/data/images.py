@@ -31,8 +31,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUARTER_TURNS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
-_DRAFT_MARGIN = 2  # a JPEG decoded at a fraction of its size keeps this many times the size it is squashed to,
-_MOST_DETAIL = 10  # and neighbouring pixels differ by no more than this (of 255) on average
 _SRGB = ImageCms.createProfile("sRGB")
 _one_thread = threading.Lock()
 
@@ -52,8 +50,6 @@ class Picture:
 @dataclass(frozen=True)
 class _Decoded:
     image: Image.Image  # 8-bit L, RGB or CMYK, opaque, as it lies in the file
-    box: tuple[float, float, float, float]  # the part of `image` that shows the picture: all but a fraction of a pixel
-    size: tuple[int, int]  # (width, height) in the file
     turn: Image.Transpose | None  # what sets it upright
     profile: bytes | None  # ICC
 
@@ -70,18 +66,16 @@ def load_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def load_pixels(path: Path, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """`to_pixels(load_image(path), size)`, sooner, and equal to it within 1/255 on average. Raises ImageError alike.
+    """`to_pixels(load_image(path), size)`, sooner: colours and orientation are seen to after the squash.
 
-    A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, unless it shows fine detail, where that would be seen.
-    Colours and orientation are seen to after the squash.
+    For a file that has no ICC profile and lies upright the two are equal. Raises ImageError alike.
     """
     with _reasons(path):
-        decoded = _decode(path, max_pixels, at_least=size)
-        if decoded.image.size != decoded.size and _detail(decoded.image) > _MOST_DETAIL:
-            decoded = _decode(path, max_pixels)
+        decoded = _decode(path, max_pixels)
         turned = decoded.turn in _QUARTER_TURNS
-        small = decoded.image.resize(size if turned else size[::-1], Image.Resampling.BICUBIC, decoded.box)
-        return Picture(to_pixels(_finish(small, decoded), size), decoded.size[::-1] if turned else decoded.size)
+        width, height = decoded.image.size
+        small = decoded.image.resize(size if turned else size[::-1], Image.Resampling.BICUBIC)
+        return Picture(to_pixels(_finish(small, decoded), size), (height, width) if turned else (width, height))
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -110,7 +104,7 @@ def _reasons(path: Path) -> Iterator[None]:
         broken = isinstance(error, FileNotFoundError) and path.is_symlink()
         raise ImageError("broken link" if broken else error.strerror or str(error) or type(error).__name__) from None
     except Exception as error:  # decoders of broken files raise almost anything
-        raise ImageError(str(error) or type(error).__name__) from None
+        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 @contextmanager
@@ -142,19 +136,15 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _decode(path: Path, max_pixels: int, at_least: tuple[int, int] | None = None) -> _Decoded:
-    """Decode a file: a JPEG at a fraction of its size where that leaves enough for `at_least` = (height, width)."""
+def _decode(path: Path, max_pixels: int) -> _Decoded:
     with _open(path) as image:
-        width, height = size = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
-        turn, box = None, (0.0, 0.0, float(width), float(height))
-        if image.format != "TIFF":  # Pillow turns TIFFs itself
-            with suppress(Exception), _quiet_pillow():  # broken EXIF says nothing about the picture
-                turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        if at_least and (draft := image.draft(None, (_DRAFT_MARGIN * max(at_least),) * 2)):
-            box = draft[1]
-        return _Decoded(_to_opaque(_to_8_bits(image)), box, size, turn, image.info.get("icc_profile"))
+        if image.width * image.height > max_pixels:
+            raise ImageError(f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}")
+        turn = None
+        with suppress(Exception), _quiet_pillow():  # broken EXIF says nothing about the picture
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            turn = None if image.format == "TIFF" else _TURNS.get(orientation)  # Pillow turns TIFFs itself
+        return _Decoded(_to_opaque(_to_8_bits(image)), turn, image.info.get("icc_profile"))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -166,11 +156,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image)
     if image.mode == "F":
-        values = np.nan_to_num(values, posinf=0)
-        bits = (values * (255 if values.max() <= 1 else 1)).round().clip(0, 255)
-    else:
+        values = np.nan_to_num(values, posinf=0, neginf=0).clip(0, 255)
+        bits = (values * (255 if values.max() <= 1 else 1)).round()
+    elif image.mode == "I":
         values = values.astype(np.int64).clip(0)
         bits = values * 256 // max(2**16, int(values.max()) + 1)
+    else:
+        bits = values >> 8
     grey = Image.fromarray(bits.astype(np.uint8))
     if (clear := image.info.get("transparency")) is not None:  # the value that is transparent
         grey.putalpha(Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)))
@@ -180,7 +172,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _to_opaque(image: Image.Image) -> Image.Image:
     """An 8-bit picture as L, RGB or CMYK, transparency over white."""
     image.load()
-    base = "CMYK" if image.mode == "CMYK" else Image.getmodebase(image.mode)
+    base = image.mode if image.mode == "CMYK" else "L" if Image.getmodebase(image.mode) == "L" else "RGB"
     if not image.has_transparency_data:
         return image if image.mode == base else image.convert(base)
     image = image.convert("RGBA")
@@ -212,12 +204,3 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     except Exception:  # a picture with a broken profile is still a picture
         return None
     return transform if np.abs(change).max() > 2 else None
-
-
-def _detail(image: Image.Image) -> float:
-    """Mean difference of neighbouring pixels, over each 16th row and column."""
-    rows = image.resize((image.width, max(1, image.height // 16)), Image.Resampling.NEAREST)
-    columns = image.resize((max(1, image.width // 16), image.height), Image.Resampling.NEAREST)
-    across = np.abs(np.diff(np.asarray(rows, np.int16), axis=1)).mean()
-    down = np.abs(np.diff(np.asarray(columns, np.int16), axis=0)).mean()
-    return float(across + down) / 2
