@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from skimage import data
 
 from florence2ner.data import images, samples
 from florence2ner.data.images import ImageError, load_image, load_pixels, to_pixels
@@ -335,6 +336,50 @@ def test_an_srgb_profile_costs_nothing() -> None:
 def test_a_broken_profile_is_ignored(tmp_path: Path, profile: bytes) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "a.png", icc_profile=profile)
     assert np.array_equal(pixels(tmp_path / "a.png"), PICTURE)
+
+
+def large_pictures() -> dict[str, Array]:
+    """1600 x 1202 pixels: photographs enlarged, photographs with detail in each pixel, and worse."""
+    width, height = 1600, 1202
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:height, :width]
+
+    def tiled(photo: Array) -> Array:
+        mirrored = np.concatenate([photo, photo[:, ::-1]], 1)
+        return np.tile(np.concatenate([mirrored, mirrored[::-1]]), (4, 4, 1))[:height, :width]
+
+    page = Image.new("RGB", (width, height), "white")
+    for i, y in enumerate(range(0, height, 20)):
+        line = "The quick brown fox jumps over the lazy dog. " * 5
+        ImageDraw.Draw(page).text(
+            (0, y), line[i:], fill=("black", "red", "blue")[i % 3], font=ImageFont.load_default(16)
+        )
+    return {
+        "enlarged": np.asarray(Image.fromarray(data.astronaut()).resize((width, height), Image.Resampling.LANCZOS)),
+        "coffee": tiled(data.coffee()),
+        "chelsea": tiled(data.chelsea()),
+        "noise": rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "checks": np.where(((rows // 6 + columns // 6) % 2)[..., None] == 1, 255, 0).repeat(3, 2).astype(np.uint8),
+        "colours": np.where(((rows // 2 + columns // 2) % 2)[..., None] == 1, [255, 0, 0], [0, 0, 255]).astype(
+            np.uint8
+        ),
+        "text": np.asarray(page),
+    }
+
+
+@pytest.mark.parametrize("quality", [50, 92])
+def test_the_short_cut_for_large_jpegs_is_not_seen(tmp_path: Path, quality: int) -> None:
+    size = (256, 256)
+    fractions = {}
+    for name, array in large_pictures().items():
+        path = tmp_path / f"{name}.jpg"
+        Image.fromarray(array).save(path, quality=quality)
+        picture = load_pixels(path, size)
+        assert picture.size == (1600, 1202)
+        difference = (picture.pixels.float() - to_pixels(load_image(path), size).float()).abs()
+        assert difference.mean() <= 1, name
+        fractions[name] = bool((difference > 0).any())
+    assert [name for name, is_short in fractions.items() if is_short] == ["enlarged", "coffee", "chelsea"]
 
 
 def huge_png(width: int, height: int) -> bytes:
