@@ -18,8 +18,8 @@ from florence2ner.data.outputs import (
 from florence2ner.data.samples import discover_images
 from florence2ner.data.text import TextStyle
 from florence2ner.engine.display import Display
-from florence2ner.errors import UserError
-from florence2ner.model.tasks import find_task, prompt_of
+from florence2ner.errors import UserError, did_you_mean
+from florence2ner.model.tasks import TASKS, find_task, prompt_of
 
 _SHOWN = 10  # images named by --dry-run
 _DECODING = (
@@ -58,6 +58,9 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     plan = None
     display = Display(is_main=_is_main())
     if _is_main():
+        for prompt in config.task_prompt:
+            if prompt not in TASKS:
+                display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
         plan = make_plan(config, discover_images(config.paths))
         if config.dry_run:
             _show(plan, display)

@@ -393,4 +393,5 @@ def _describe(cls: type[Config], problem: Any) -> str:
         flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
         return f"{name} is missing: give {flag} or set it in the config file"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f"{name}: {message}, not {problem['input']!r}" if name else message
+    given = problem["input"]
+    return f"{name}: {message}, not {str(given) if isinstance(given, Path) else given!r}" if name else message
