@@ -28,6 +28,7 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         output_dir=tmp_path / "checkpoints",
         max_steps=1,
         warmup_steps=0,
+        learning_rate=3e-4,  # one update is enough to learn, and to write something
         train_batch_size=1,
         gradient_accumulation_steps=1,
         eval_steps=None,
@@ -38,13 +39,13 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 1
-    assert 0 < losses[0] < 20
+    assert losses[0] < 20
 
     imgs = tmp_path / "imgs"
     make_photos(imgs, 1)
     result = evaluate(EvalConfig(model_name=str(checkpoint), dataset_path=imgs, **generation))
     assert (result.samples, len(result.captions)) == (1, 1)
-    assert 0 < result.loss < 20
+    assert 0 < result.loss < losses[0] - 0.1
     for text in imgs.glob("*.txt"):
         text.unlink()
     assert caption(CaptionConfig(paths=(imgs,), model_name=str(checkpoint), **generation)).done == 1
