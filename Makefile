@@ -4,7 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-multinode lint format typecheck bench clean
+# Some containers forbid Python to keep what it has compiled: each start then takes half a minute instead of ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup bytecode demo test test-multinode lint format typecheck bench clean
 
 setup: $(READY)
 
@@ -12,6 +15,9 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]'
 	touch $@
+
+bytecode: setup
+	$(BIN)/python -c "import florence2ner.demo, timm.optim"
 
 demo: setup
 	rm -rf florence2ner-demo
