@@ -26,7 +26,13 @@ def model(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_model: Pa
     settings = {"max_steps": 30, "train_batch_size": 8, "gradient_accumulation_steps": 1, "warmup_steps": 0}
     settings |= {"learning_rate": 3e-3, "gradient_checkpointing": False, "eval_steps": None, "save_steps": None}
     config = TrainConfig(
-        dataset_path=shapes, model_name=str(tiny_model), output_dir=folder, log_with=("none",), epochs=99, **settings
+        dataset_path=shapes,
+        model_name=str(tiny_model),
+        output_dir=folder,
+        log_with=("none",),
+        feature_cache="off",
+        epochs=99,
+        **settings,
     )
     return train(config)
 

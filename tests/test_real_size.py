@@ -26,6 +26,7 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         model_name=str(base),
         dataset_path=photos,
         output_dir=tmp_path / "checkpoints",
+        feature_cache_dir=tmp_path / "features",
         max_steps=1,
         warmup_steps=0,
         learning_rate=3e-4,  # one update is enough to learn, and to write something
