@@ -42,6 +42,8 @@ typecheck: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks.loop
+	$(BIN)/python -m tests.benchmarks.captioning
+	$(BIN)/python -m tests.benchmarks.decode
 
 clean:
 	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
