@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from florence2ner.config import CaptionConfig, Config, EvalConfig, TrainConfig, load_config
+from florence2ner.config import CaptionConfig, EvalConfig, TrainConfig
 from florence2ner.errors import Interrupted, UserError
+from florence2ner.settings import Config, load_config
 
 app = typer.Typer(
     no_args_is_help=True,

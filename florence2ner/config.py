@@ -1,89 +1,38 @@
 """Every setting of every command: its name, type, default, unit and help text, each written once.
 
-Flags (`cli.py`), YAML keys and the README's table are all made from these models. Defaults < YAML < flags.
+Flags (`cli.py`), YAML keys and the README's table are all made from these models.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
-from florence2ner.errors import UserError, did_you_mean
+from florence2ner.settings import Config, option
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-
-
-def _option(default: Any, help_: str, panel: str, *, positional: bool = False, **constraints: Any) -> Any:
-    extra: dict[str, Any] = {"panel": panel, "positional": positional}
-    return Field(default, description=help_, json_schema_extra=extra, **constraints)
-
-
-class Config(BaseModel):
-    """Base of all settings: frozen once made, and a key that nobody knows is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _words_of_yaml(cls, values: Any) -> Any:
-        """`none` means None as on the command line, one word is a list of one, and YAML reads `no` as false."""
-        if not isinstance(values, Mapping):
-            return values
-        read = dict(values)
-        for name, value in values.items():
-            types = get_args(cls.model_fields[name].annotation) if name in cls.model_fields else ()
-            if NoneType in types and isinstance(value, str) and value.lower() in {"none", "null"}:
-                read[name] = None
-            if Ellipsis in types and isinstance(value, str):  # tuple[X, ...]
-                read[name] = (value,)
-        if read.get("mixed_precision") is False:
-            read["mixed_precision"] = "no"
-        return read
-
-    @classmethod
-    def panel_of(cls, name: str) -> str:
-        """The group of `--help` and of the README's table that the field `name` stands in."""
-        return str(cls._extra(name)["panel"])
-
-    @classmethod
-    def is_positional(cls, name: str) -> bool:
-        """Whether the command line gives the field `name` without a flag."""
-        return bool(cls._extra(name)["positional"])
-
-    @classmethod
-    def _extra(cls, name: str) -> dict[str, Any]:
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict)
-        return extra
-
-    def to_yaml(self) -> str:
-        """The settings as a YAML file that `--config` reads back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 class ModelOptions(Config):
     """Which model, and how it is computed: shared by train, eval and caption."""
 
-    model_name: str = _option(
+    model_name: str = option(
         "microsoft/Florence-2-base", "Model to start from: a local directory or a Hugging Face hub id.", "Model"
     )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = _option(
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
         "sdpa", "Attention kernels of transformers.", "Model"
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = _option(
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
         "auto",
         "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
         "Machine",
     )
-    compile: bool = _option(
+    compile: bool = option(
         False,
-        "Compile vision tower and language model with torch.compile: minutes at the start, faster from then on.",
+        "Compile the vision tower and the language model's encoder: minutes at the start, faster from then on.",
         "Machine",
     )
-    dataloader_workers: int | None = _option(
+    dataloader_workers: int | None = option(
         None, "Processes that decode images, per training process. none: chosen from the machine.", "Machine", ge=0
     )
 
@@ -91,120 +40,120 @@ class ModelOptions(Config):
 class PromptOptions(Config):
     """What is asked of the images of a dataset."""
 
-    task_prompt: str = _option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
+    task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
 
 
 class GenerationOptions(Config):
     """How captions are generated."""
 
-    max_new_tokens: int = _option(512, "Longest caption to generate, in tokens.", "Generation", ge=1)
-    num_beams: int = _option(3, "Beams of the beam search (1: greedy).", "Generation", ge=1)
+    max_new_tokens: int = option(512, "Longest caption to generate, in tokens.", "Generation", ge=1)
+    num_beams: int = option(3, "Beams of the beam search (1: greedy).", "Generation", ge=1)
 
 
 class TrainConfig(ModelOptions, GenerationOptions, PromptOptions):
     """Settings of `florence2ner train`."""
 
-    dataset_path: UserPath = _option(
+    dataset_path: UserPath = option(
         ..., "Folder of images, each with a caption in a .txt file of the same name; subfolders too.", "Data"
     )
-    run_name: str | None = _option(
+    run_name: str | None = option(
         None,
         "Name of the run and of its folder in output_dir. none: the dataset folder's name.",
         "Checkpoints and logs",
     )
-    epochs: int = _option(2, "Passes over the training images.", "Training", ge=1)
-    max_steps: int | None = _option(
+    epochs: int = option(2, "Passes over the training images.", "Training", ge=1)
+    max_steps: int | None = option(
         None, "End after this many optimizer updates, whatever epochs says.", "Training", ge=1
     )
-    learning_rate: float = _option(1e-5, "Peak learning rate, reached at the end of the warmup.", "Training", gt=0)
-    train_batch_size: int = _option(16, "Images per micro-batch and process.", "Training", ge=1)
-    gradient_accumulation_steps: int = _option(16, "Micro-batches per optimizer update.", "Training", ge=1)
-    clip_grad_norm: float | None = _option(1.0, "Largest gradient norm; none: no clipping.", "Training", gt=0)
-    weight_decay: float = _option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", "Training", ge=0)
-    warmup_steps: int = _option(50, "Optimizer updates of linear warmup.", "Training", ge=0)
-    restarts: int = _option(
+    learning_rate: float = option(1e-5, "Peak learning rate, reached at the end of the warmup.", "Training", gt=0)
+    train_batch_size: int = option(16, "Images per micro-batch and process.", "Training", ge=1)
+    gradient_accumulation_steps: int = option(16, "Micro-batches per optimizer update.", "Training", ge=1)
+    clip_grad_norm: float | None = option(1.0, "Largest gradient norm; none: no clipping.", "Training", gt=0)
+    weight_decay: float = option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", "Training", ge=0)
+    warmup_steps: int = option(50, "Optimizer updates of linear warmup.", "Training", ge=0)
+    restarts: int = option(
         1,
         "Cosine cycles after the warmup, each from the peak learning rate down to 0 (1: one descent).",
         "Training",
         ge=1,
     )
-    seed: int = _option(42, "Seed of the split, the order of the images and dropout.", "Training", ge=0, lt=2**32)
-    freeze_vision: bool = _option(True, "Keep the vision tower as it is.", "Model")
-    freeze_language: bool = _option(False, "Keep the language model as it is.", "Model")
-    freeze_other: bool = _option(False, "Keep the projector and its position tables as they are.", "Model")
-    gradient_checkpointing: bool = _option(
+    seed: int = option(42, "Seed of the split, the order of the images and dropout.", "Training", ge=0, lt=2**32)
+    freeze_vision: bool = option(True, "Keep the vision tower as it is.", "Model")
+    freeze_language: bool = option(False, "Keep the language model as it is.", "Model")
+    freeze_other: bool = option(False, "Keep the projector and its position tables as they are.", "Model")
+    gradient_checkpointing: bool = option(
         True, "Recompute activations in the backward pass: less memory, about a quarter more time.", "Machine"
     )
-    feature_cache: Literal["auto", "memory", "disk", "off"] = _option(
+    feature_cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto",
         "Encode each image once, where the vision tower is frozen, and keep the result. auto: on the disk.",
         "Machine",
     )
-    feature_cache_dir: UserPath | None = _option(
+    feature_cache_dir: UserPath | None = option(
         None, "Folder of the cache on the disk. none: ~/.cache/florence2ner/features.", "Machine"
     )
-    feature_cache_max_gb: float = _option(
+    feature_cache_max_gb: float = option(
         50.0, "Largest size of the cache in GB; beyond it, images are encoded in every epoch.", "Machine", ge=0
     )
-    feature_cache_dtype: Literal["bf16", "fp32"] = _option("bf16", "Precision of the cached features.", "Machine")
-    encode_batch_size: int = _option(16, "Images per batch when they are encoded for the cache.", "Machine", ge=1)
-    group_by_length: bool = _option(
+    feature_cache_dtype: Literal["bf16", "fp32"] = option("bf16", "Precision of the cached features.", "Machine")
+    encode_batch_size: int = option(16, "Images per batch when they are encoded for the cache.", "Machine", ge=1)
+    group_by_length: bool = option(
         False, "Put captions of like length into the same batch: less padding, a little less random.", "Training"
     )
-    eval_split_ratio: float = _option(
+    eval_split_ratio: float = option(
         0.1,
         "Share of the images held out for evaluation when the dataset has no eval/ folder.",
         "Data",
         gt=0,
         lt=1,
     )
-    eval_batch_size: int = _option(16, "Images per batch and process in evaluation.", "Evaluation", ge=1)
-    eval_steps: int | None = _option(
+    eval_batch_size: int = option(16, "Images per batch and process in evaluation.", "Evaluation", ge=1)
+    eval_steps: int | None = option(
         50, "Optimizer updates between evaluations; none: train on everything and never evaluate.", "Evaluation", ge=1
     )
-    eval_before_training: bool = _option(True, "Evaluate once before the first update.", "Evaluation")
-    output_dir: UserPath = _option(Path("checkpoints"), "Folder that holds the runs.", "Checkpoints and logs")
-    save_steps: int | None = _option(
+    eval_before_training: bool = option(True, "Evaluate once before the first update.", "Evaluation")
+    output_dir: UserPath = option(Path("checkpoints"), "Folder that holds the runs.", "Checkpoints and logs")
+    save_steps: int | None = option(
         50, "Optimizer updates between checkpoints; none: only the last.", "Checkpoints and logs", ge=1
     )
-    save_total_limit: int | None = _option(
+    save_total_limit: int | None = option(
         3, "Checkpoints kept, the oldest go first; none: all.", "Checkpoints and logs", ge=1
     )
-    export_layout: Literal["native", "original"] = _option(
+    export_layout: Literal["native", "original"] = option(
         "native",
         "Layout of the checkpoints: native for transformers' own class, original for tools that use Microsoft's code.",
         "Checkpoints and logs",
     )
-    resume: str | None = _option(
+    resume: str | None = option(
         None,
         "Go on with a run: latest (its newest checkpoint; a new run where there is none) or the path of a checkpoint.",
         "Checkpoints and logs",
     )
-    keep_states: bool = _option(
+    keep_states: bool = option(
         False, "Keep the training state of every checkpoint, not only of the newest.", "Checkpoints and logs"
     )
-    metric_for_best: Literal["eval/loss", "eval/perplexity", "eval/exact_match"] = _option(
+    metric_for_best: Literal["eval/loss", "eval/perplexity", "eval/exact_match"] = option(
         "eval/loss",
         "Metric of the `best` link, which follows the checkpoints that were evaluated at their own step.",
         "Evaluation",
     )
-    early_stopping_patience: int | None = _option(
+    early_stopping_patience: int | None = option(
         None, "Evaluations without a better metric_for_best after which the run ends; none: never.", "Evaluation", ge=1
     )
-    max_bad_updates: int = _option(
+    max_bad_updates: int = option(
         10, "Updates in a row with a loss or gradient that is not finite after which the run stops.", "Training", ge=1
     )
-    process_timeout: int = _option(
+    process_timeout: int = option(
         600, "Seconds that a process waits for the others before it gives up.", "Machine", ge=1
     )
-    log_every: int = _option(1, "Optimizer updates between logged lines.", "Checkpoints and logs", ge=1)
-    log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = _option(
+    log_every: int = option(1, "Optimizer updates between logged lines.", "Checkpoints and logs", ge=1)
+    log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = option(
         ("wandb",),
         "Trackers; repeat the flag for several. metrics.jsonl is written beside any of them; jsonl: only that file; "
         "none: nothing.",
         "Checkpoints and logs",
     )
-    wandb_project: str = _option("florence2ner", "Weights & Biases project.", "Checkpoints and logs")
+    wandb_project: str = option("florence2ner", "Weights & Biases project.", "Checkpoints and logs")
 
     @field_validator("run_name")
     @classmethod
@@ -240,12 +189,12 @@ class TrainConfig(ModelOptions, GenerationOptions, PromptOptions):
 class EvalConfig(ModelOptions, GenerationOptions, PromptOptions):
     """Settings of `florence2ner eval`."""
 
-    dataset_path: UserPath = _option(
+    dataset_path: UserPath = option(
         ..., "Folder of captioned images; its eval/ subfolder is used when there is one.", "Data"
     )
-    batch_size: int = _option(16, "Images per batch and process.", "Machine", ge=1)
-    output: UserPath | None = _option(None, "File for all figures and captions, as JSON.", "Output")
-    show: int = _option(12, "Captions shown beside the truth in the table.", "Output", ge=0)
+    batch_size: int = option(16, "Images per batch and process.", "Machine", ge=1)
+    output: UserPath | None = option(None, "File for all figures and captions, as JSON.", "Output")
+    show: int = option(12, "Captions shown beside the truth in the table.", "Output", ge=0)
 
     @model_validator(mode="after")
     def _paths(self) -> Self:
@@ -258,70 +207,70 @@ class EvalConfig(ModelOptions, GenerationOptions, PromptOptions):
 class CaptionConfig(ModelOptions, GenerationOptions):
     """Settings of `florence2ner caption`."""
 
-    paths: tuple[UserPath, ...] = _option(
+    paths: tuple[UserPath, ...] = option(
         ..., "Images, and folders with images (subfolders too).", "Data", positional=True, min_length=1
     )
-    task_prompt: tuple[str, ...] = _option(
+    task_prompt: tuple[str, ...] = option(
         ("<CAPTION>",),
         "What is asked of each image; repeat the flag for several tasks. Tasks about places give boxes in JSON.",
         "Data",
         min_length=1,
     )
-    text: str | None = _option(
+    text: str | None = option(
         None, "Input of the tasks that take one, such as <CAPTION_TO_PHRASE_GROUNDING>.", "Data", min_length=1
     )
-    max_pixels: int = _option(200_000_000, "Images with more pixels than this are refused.", "Data", ge=1)
-    watch: bool = _option(False, "Go on captioning images as they appear in the folders, until Ctrl-C.", "Data")
-    dry_run: bool = _option(False, "Say what would be done, and do nothing.", "Data")
-    existing: Literal["skip", "overwrite", "append", "prepend"] = _option(
+    max_pixels: int = option(200_000_000, "Images with more pixels than this are refused.", "Data", ge=1)
+    watch: bool = option(False, "Go on captioning images as they appear in the folders, until Ctrl-C.", "Data")
+    dry_run: bool = option(False, "Say what would be done, and do nothing.", "Data")
+    existing: Literal["skip", "overwrite", "append", "prepend"] = option(
         "skip", "What becomes of a caption that exists. An empty file counts as missing.", "Output"
     )
-    separator: str = _option(" ", "What append and prepend put between the old text and the new.", "Output")
-    backup: bool = _option(False, "Keep the old text as a .bak before it is overwritten or extended.", "Output")
-    caption_extension: str = _option(".txt", "Extension of the caption files.", "Output", pattern=r"^\.[^/\\]+$")
-    output_dir: UserPath | None = _option(
+    separator: str = option(" ", "What append and prepend put between the old text and the new.", "Output")
+    backup: bool = option(False, "Keep the old text as a .bak before it is overwritten or extended.", "Output")
+    caption_extension: str = option(".txt", "Extension of the caption files.", "Output", pattern=r"^\.[^/\\]+$")
+    output_dir: UserPath | None = option(
         None, "Folder for the caption files, in the same tree as the images. none: beside the images.", "Output"
     )
-    on_collision: Literal["refuse", "full-name"] = _option(
+    on_collision: Literal["refuse", "full-name"] = option(
         "refuse", "What to do with a.jpg and a.png, which would share a.txt. full-name: a.jpg.txt, a.png.txt.", "Output"
     )
-    output: UserPath | None = _option(
+    output: UserPath | None = option(
         None,
         "One file for all captions, instead of a file for each: .jsonl, .csv, .json or a metadata.jsonl for "
         "imagefolder; - for JSON Lines on standard output.",
         "Output",
     )
-    failures: UserPath | None = _option(
+    failures: UserPath | None = option(
         None, "File for the images that could not be captioned, with the reasons, as JSON Lines.", "Output"
     )
-    prefix: str = _option("", "Put in front of every caption, as it is.", "Text")
-    suffix: str = _option("", "Put behind every caption, as it is.", "Text")
-    trigger_word: str | None = _option(None, "Put in front of every caption that doesn't begin with it.", "Text")
-    strip_opening: bool = _option(False, 'Remove "The image shows" and its kin.', "Text")
-    single_line: bool = _option(False, "Join the lines of a caption.", "Text")
-    template: str | None = _option(
+    prefix: str = option("", "Put in front of every caption, as it is.", "Text")
+    suffix: str = option("", "Put behind every caption, as it is.", "Text")
+    trigger_word: str | None = option(None, "Put in front of every caption that doesn't begin with it.", "Text")
+    strip_opening: bool = option(False, 'Remove "The image shows" and its kin.', "Text")
+    single_line: bool = option(False, "Join the lines of a caption.", "Text")
+    template: str | None = option(
         None, "Text around a caption, with {caption}, {stem} (of the image) and {folder} (it lies in).", "Text"
     )
-    batch_size: int = _option(16, "Images per batch and process; halved where memory runs out.", "Machine", ge=1)
-    temperature: float | None = _option(None, "Sample at this temperature. none: no sampling.", "Generation", gt=0)
-    top_p: float | None = _option(
+    batch_size: int = option(16, "Images per batch and process; halved where memory runs out.", "Machine", ge=1)
+    temperature: float | None = option(None, "Sample at this temperature. none: no sampling.", "Generation", gt=0)
+    top_p: float | None = option(
         None, "Sample among the likeliest tokens that make up this share.", "Generation", gt=0, le=1
     )
-    top_k: int | None = _option(None, "Sample among this many of the likeliest tokens.", "Generation", ge=1)
-    no_repeat_ngram_size: int | None = _option(
+    top_k: int | None = option(None, "Sample among this many of the likeliest tokens.", "Generation", ge=1)
+    no_repeat_ngram_size: int | None = option(
         None,
         "Never write this many tokens twice; 0: off. none: the model's own.",
         "Generation",
         ge=0,
     )
-    repetition_penalty: float | None = _option(
+    repetition_penalty: float | None = option(
         None, "Above 1, tokens that were written become less likely. none: the model's own.", "Generation", gt=0
     )
-    length_penalty: float | None = _option(
+    length_penalty: float | None = option(
         None, "Above 0 favours long captions among the beams, below 0 short ones. none: the model's own.", "Generation"
     )
-    bad_words: tuple[str, ...] = _option((), "A word never to write; repeat the flag for several.", "Generation")
-    retry: bool = _option(
+    bad_words: tuple[str, ...] = option((), "A word never to write; repeat the flag for several.", "Generation")
+    retry: bool = option(
         True, "Ask once more, with other settings, where a caption is empty, a loop or cut off.", "Generation"
     )
 
@@ -356,42 +305,3 @@ def _require_folder(path: Path) -> None:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ValueError(f"dataset_path: {path} {what}; name the folder that holds the images and captions")
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-
-def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Path | None = None) -> AnyConfig:
-    """Merge defaults < YAML file < flags. Raises UserError (one line that names the key and the fix)."""
-    values = _read_yaml(config_file) if config_file else {}
-    source = f"{config_file}: " if config_file else ""
-    for key in values:
-        if key not in cls.model_fields:
-            raise UserError(f"{source}unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
-    try:
-        return cls.model_validate(values | dict(flags))
-    except ValidationError as error:
-        raise UserError("; ".join(_describe(cls, problem) for problem in error.errors())) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"can't read the config file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
-    return values or {}
-
-
-def _describe(cls: type[Config], problem: Any) -> str:
-    """One pydantic problem as a clause that names the key, what is wrong and what was given."""
-    name = ".".join(str(part) for part in problem["loc"][:1])
-    if problem["type"] == "missing":
-        flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
-        return f"{name} is missing: give {flag} or set it in the config file"
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    given = problem["input"]
-    return f"{name}: {message}, not {str(given) if isinstance(given, Path) else given!r}" if name else message

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 
-from florence2ner.config import TrainConfig, load_config
+from florence2ner.config import TrainConfig
 from florence2ner.data.loader import TrainLoader, TrainPlan
 from florence2ner.data.samples import discover_samples
 from florence2ner.engine.loop import UpdateStep
 from florence2ner.engine.runtime import leave, make_accelerator
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import load_model
+from florence2ner.settings import load_config
 from florence2ner.train import _token_losses
 
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from florence2ner.config import Config, TrainConfig
+from florence2ner.config import TrainConfig
+from florence2ner.settings import Config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"

@@ -15,6 +15,7 @@ from tests.readme import settings_table
 PACKAGE = ROOT / "florence2ner"
 FLOORS = {
     "errors": 0,
+    "settings": 0,
     "config": 0,
     "model": 1,
     "data": 1,

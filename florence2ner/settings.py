@@ -1,0 +1,102 @@
+"""What settings are: models with a default, a unit and a help text for each, read from YAML and flags.
+
+Defaults < YAML < flags. `config.py` has the settings themselves.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from florence2ner.errors import UserError, did_you_mean
+
+
+def option(default: Any, help_: str, panel: str, *, positional: bool = False, **constraints: Any) -> Any:
+    """One setting: default, help text with the unit, group of `--help`, and pydantic's limits, such as `ge=1`."""
+    extra: dict[str, Any] = {"panel": panel, "positional": positional}
+    return Field(default, description=help_, json_schema_extra=extra, **constraints)
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen once made, and a key that nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_of_yaml(cls, values: Any) -> Any:
+        """`none` means None as on the command line, one word is a list of one, and YAML reads `no` as false."""
+        if not isinstance(values, Mapping):
+            return values
+        read = dict(values)
+        for name, value in values.items():
+            types = get_args(cls.model_fields[name].annotation) if name in cls.model_fields else ()
+            if NoneType in types and isinstance(value, str) and value.lower() in {"none", "null"}:
+                read[name] = None
+            if Ellipsis in types and isinstance(value, str):  # tuple[X, ...]
+                read[name] = (value,)
+        if read.get("mixed_precision") is False:
+            read["mixed_precision"] = "no"
+        return read
+
+    @classmethod
+    def panel_of(cls, name: str) -> str:
+        """The group of `--help` and of the README's table that the field `name` stands in."""
+        return str(cls._extra(name)["panel"])
+
+    @classmethod
+    def is_positional(cls, name: str) -> bool:
+        """Whether the command line gives the field `name` without a flag."""
+        return bool(cls._extra(name)["positional"])
+
+    @classmethod
+    def _extra(cls, name: str) -> dict[str, Any]:
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return extra
+
+    def to_yaml(self) -> str:
+        """The settings as a YAML file that `--config` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Path | None = None) -> AnyConfig:
+    """Merge defaults < YAML file < flags. Raises UserError (one line that names the key and the fix)."""
+    values = _read_yaml(config_file) if config_file else {}
+    source = f"{config_file}: " if config_file else ""
+    for key in values:
+        if key not in cls.model_fields:
+            raise UserError(f"{source}unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+    try:
+        return cls.model_validate(values | dict(flags))
+    except ValidationError as error:
+        raise UserError("; ".join(_describe(cls, problem) for problem in error.errors())) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"can't read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+    return values or {}
+
+
+def _describe(cls: type[Config], problem: Any) -> str:
+    """One pydantic problem as a clause that names the key, what is wrong and what was given."""
+    name = ".".join(str(part) for part in problem["loc"][:1])
+    if problem["type"] == "missing":
+        flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
+        return f"{name} is missing: give {flag} or set it in the config file"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    given = problem["input"]
+    return f"{name}: {message}, not {str(given) if isinstance(given, Path) else given!r}" if name else message
