@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2ner.config import CaptionConfig
-from florence2ner.data.outputs import (
-    STANDARD_OUTPUT,
-    Output,
-    Question,
-    RecordFile,
-    Sidecars,
-    StandardOutput,
-)
+from florence2ner.data.outputs import Output, Question, Sidecars
+from florence2ner.data.records import STANDARD_OUTPUT, RecordFile, StandardOutput
 from florence2ner.data.samples import discover_images
 from florence2ner.data.text import TextStyle
 from florence2ner.engine.display import Display

@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from florence2ner.caption import CaptionSummary, Plan, decoding_settings, make_plan, text_style
 from florence2ner.config import CaptionConfig
 from florence2ner.data.loader import Batch, SequentialLoader, Window, expand_prompt
-from florence2ner.data.outputs import Answer, Content, Question, Record, json_line
+from florence2ner.data.outputs import Answer, Content, Question, Record
+from florence2ner.data.records import json_line
 from florence2ner.data.samples import Sample
 from florence2ner.data.watch import Watch
 from florence2ner.data.writers import append_text, write_text

@@ -109,3 +109,16 @@ def _end_of_last_line(file: RawIOBase) -> int:
 def sidecar_of(image: Path) -> Path:
     """The caption file of an image: same folder, same stem."""
     return image.with_name(image.stem + CAPTION_EXTENSION)
+
+
+def has_text(path: Path) -> bool:
+    """Whether there is a file with anything in it."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def as_utf8(path: Path) -> str:
+    """A path as text that can be written; bytes that are not UTF-8 show as \\xff."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
