@@ -19,7 +19,7 @@ from florence2ner.data.outputs import Answer, Content, Question, Record
 from florence2ner.data.records import json_line
 from florence2ner.data.samples import Sample
 from florence2ner.data.watch import Watch
-from florence2ner.data.writers import append_text, write_text
+from florence2ner.data.writers import append_text, as_utf8, write_text
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import Pieces
@@ -206,14 +206,14 @@ class _Worker:
     def _note(self, plan: Plan, batch: Batch, records: Sequence[Record]) -> None:
         """Count what was done, and name what was not."""
         asked = dict(plan.todo[index] for index in batch.indices)
-        failures = [(str(plan.todo[index][0]), reason) for index, reason in batch.failures]
+        failures = [(as_utf8(plan.todo[index][0]), reason) for index, reason in batch.failures]
         for record in records:
             if len(record.answers) < len(asked[record.image]):
-                failures.append((str(record.image), "the model wrote nothing"))
+                failures.append((as_utf8(record.image), "the model wrote nothing"))
                 continue
             self.tally.done += 1
             if flags := sorted({flag for answer in record.answers for flag in answer.flags}):
-                self.tally.flagged.append((str(record.image), ", ".join(flags)))
+                self.tally.flagged.append((as_utf8(record.image), ", ".join(flags)))
         for image, reason in failures:
             self.tally.failures.append((image, reason))
             if len(self.tally.failures) <= _NAMED:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -185,10 +186,17 @@ def test_bad_images_are_named_counted_and_skipped(run: Caption, images: Path, tm
     (images / "text.png").write_text("no image")
     Image.new("RGB", (100, 101)).save(images / "large.png")
     (images / "gone.png").symlink_to("nowhere.png")
+    (images / os.fsdecode(b"caf\xe9.png")).write_text("no image, and no UTF-8 in its name")
     summary = run(max_pixels=10_000, failures=tmp_path / "failures.jsonl")
-    assert (summary.done, summary.failed) == (5, 4)
+    assert (summary.done, summary.failed) == (5, 5)
     failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
-    assert {Path(row["path"]).name for row in failures} == {"empty.jpg", "text.png", "large.png", "gone.png"}
+    assert {Path(row["path"]).name for row in failures} == {
+        "empty.jpg",
+        "text.png",
+        "large.png",
+        "gone.png",
+        r"caf\xe9.png",
+    }
     assert all(row["reason"] for row in failures)
     assert not [path for path in images.rglob("*.txt") if path.stem in {"empty", "text", "large", "gone"}]
 

@@ -1,5 +1,6 @@
 """The look of captions: openings that say nothing, templates, trigger words, and their order."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def test_content_stays(caption: str) -> None:
 )
 def test_styles(style: dict[str, Any], caption: str, written: str) -> None:
     assert TextStyle(**style).apply(caption, IMAGE) == written
+
+
+def test_a_name_that_is_not_utf8_becomes_text_that_is() -> None:
+    image = Path(os.fsdecode(b"f\xe9/caf\xe9.png"))
+    assert TextStyle(template="{folder} {stem} {caption}").apply("a", image) == r"f\xe9 caf\xe9 a"
 
 
 def test_the_folder_is_found_for_a_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

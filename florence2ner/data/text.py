@@ -6,6 +6,7 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
+from florence2ner.data.writers import as_utf8
 from florence2ner.errors import UserError, did_you_mean
 
 _FIELDS = ("caption", "stem", "folder")
@@ -96,7 +97,7 @@ class TextStyle:
         text = join_lines(text) if self.single_line else text
         if self.template is not None:
             folder = Path(os.path.abspath(image)).parent.name
-            values = {"caption": text, "stem": image.stem, "folder": folder, None: ""}
+            values = {"caption": text, "stem": as_utf8(image.stem), "folder": as_utf8(folder), None: ""}
             text = "".join(literal + values[field] for literal, field in _parse_template(self.template))
         if self.trigger_word is not None:
             text = _lead_with(self.trigger_word.strip(), text)

@@ -119,6 +119,6 @@ def has_text(path: Path) -> bool:
         return False
 
 
-def as_utf8(path: Path) -> str:
-    """A path as text that can be written; bytes that are not UTF-8 show as \\xff."""
-    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+def as_utf8(name: Path | str) -> str:
+    """A path, or a name of a file, as text that can be written; bytes that are not UTF-8 show as \\xff."""
+    return os.fsencode(name.as_posix() if isinstance(name, Path) else name).decode(errors="backslashreplace")
