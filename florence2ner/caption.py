@@ -9,7 +9,7 @@ from typing import Any
 from florence2ner.config import CaptionConfig
 from florence2ner.data.outputs import Output, Question, Sidecars
 from florence2ner.data.records import STANDARD_OUTPUT, RecordFile, StandardOutput
-from florence2ner.data.samples import discover_images
+from florence2ner.data.samples import ALL_EXTENSIONS, discover_images
 from florence2ner.data.text import TextStyle
 from florence2ner.engine.display import Display
 from florence2ner.errors import UserError, did_you_mean
@@ -132,6 +132,18 @@ def _show(plan: Plan, display: Display) -> None:
         display.say(f"  and {len(plan.todo) - _SHOWN} more")
 
 
+def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
+    """Raise UserError where caption files would be taken for images, or boxes would replace what is to be extended."""
+    if Path(f"a{config.caption_extension}").suffix.lower() in ALL_EXTENSIONS:
+        raise UserError(f"--caption-extension {config.caption_extension} is for images: choose another, such as .txt")
+    boxes = [question.prompt for question in questions if not question.is_text]
+    if config.existing in ("append", "prepend") and boxes:
+        raise UserError(
+            f"--existing {config.existing} extends text, but the answers to {', '.join(boxes)} are JSON: ask for them "
+            "in a run of their own, with --existing skip or overwrite"
+        )
+
+
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
@@ -139,6 +151,7 @@ def _is_main() -> bool:
 def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
     settings = decoding_settings(config)
     if config.output is None:
+        _check_caption_files(config, questions)
         return Sidecars(
             questions,
             config.caption_extension,

@@ -86,7 +86,7 @@ def test_existing_captions_are_kept_overwritten_or_extended(run: Caption, images
     assert (images / "0.txt").read_text() == f"{model_text.strip()} | {text}"
     run(paths=first, existing="overwrite", backup=True)
     assert (images / "0.txt").read_text() == model_text
-    assert {path.name for path in images.glob("0.txt.bak*")} == {"0.txt.bak", "0.txt.bak2", "0.txt.bak3"}
+    assert {path.name for path in images.glob("0.txt.bak*")} == {"0.txt.bak", "0.txt.bak2"}, "none needless"
     assert (images / "0.txt.bak").read_text() == "by hand\n", "the oldest text is never lost"
 
 

@@ -1,6 +1,7 @@
 """Where captions go, and which are there already: a file beside each image here, one file for all in `records.py`."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +83,16 @@ class Sidecars:
     _folders: set[Path] = field(default_factory=set, init=False)
 
     def look(self, images: Sequence[Path]) -> None:
-        """Find images that would share one caption file. Raises UserError when there are some."""
+        """Find images that would share one caption file.
+
+        Raises UserError when there are some and full names are not wanted or don't help, and when a caption file would
+        replace an image.
+        """
         self._colliding = frozenset()  # so that `path_of` names the shared file
-        owners: dict[Path, Path] = {}
+        owners: dict[str, Path] = {}
         colliding: set[Path] = set()
         for image in images:
-            target = self._base(image)
+            target = os.path.abspath(self._base(image))
             if (other := owners.setdefault(target, image)) != image:
                 colliding |= {other, image}
                 if not self.full_names:
@@ -97,7 +102,8 @@ class Sidecars:
                         "--on-collision full-name (a.jpg.txt)"
                     )
         self._colliding = frozenset(colliding)
-        self._folders = {target.parent for target in owners}
+        self._check_files(images)
+        self._folders = {Path(os.path.dirname(target)) for target in owners}
 
     def open(self) -> None:
         """Sweep away what killed runs left half-written."""
@@ -131,14 +137,26 @@ class Sidecars:
     def finish(self) -> None:
         """Every file is in place already."""
 
+    def _check_files(self, images: Sequence[Path]) -> None:
+        """Raise UserError where two answers would go to one file, or an answer to an image's."""
+        sources = {os.path.abspath(image) for image in images}
+        owners: dict[str, Path] = {}
+        for image in images:
+            for question in self.questions:
+                path = os.path.abspath(self.path_of(image, question))
+                if path in sources:
+                    raise UserError(f"the caption of {image} would replace the image {path}: rename one of them")
+                if (other := owners.setdefault(path, image)) != image:
+                    raise UserError(f"{other} and {image} would share the caption file {path}: rename one of them")
+
     def _write(self, path: Path, answer: Answer) -> None:
         new = answer.content if isinstance(answer.content, str) else json.dumps(answer.content, ensure_ascii=False)
         old = _read(path) if self.existing in ("append", "prepend") and answer.question.is_text else ""
-        if old and self.existing == "append":
-            # A run that was killed and started again finds its own caption there.
-            new = old if old.endswith(new) else f"{old}{self.separator}{new}"
-        elif old:
-            new = old if old.startswith(new) else f"{new}{self.separator}{old}"
+        if old:
+            at_its_place = old.endswith if self.existing == "append" else old.startswith
+            if at_its_place(new.strip()):  # a run that was killed and started again finds its own caption
+                return
+            new = f"{old}{self.separator}{new}" if self.existing == "append" else f"{new}{self.separator}{old}"
         if self.backup and has_text(path):
             back_up(path)
         write_text(path, new + "\n")

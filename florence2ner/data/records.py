@@ -23,6 +23,8 @@ STANDARD_OUTPUT = "-"
 class RecordFile:
     """One file for all captions, written line by line: .jsonl, .csv, .json, or a metadata.jsonl for imagefolder.
 
+    Each answer has a line of its own, so that those missing can be asked for later. Only a metadata.jsonl has one line
+    for all answers about an image, and none for an image with an answer missing: imagefolder takes one line each.
     A .json array can't grow line by line: it is written at the end, from a .jsonl of the same name beside it.
     """
 
@@ -99,20 +101,30 @@ class RecordFile:
     def _lines_of(self, record: Record) -> Iterator[str]:
         name = self._name_of(record.image)
         if self._is_metadata:
-            single = len(self.questions) == 1
-            answers = {"text" if single else answer.question.name: answer.content for answer in record.answers}
-            yield json_line({"file_name": name} | answers)
+            answers = {self._column_of(answer.question): answer.content for answer in record.answers}
+            if len(answers) == len(self.questions):
+                yield json_line({"file_name": name} | answers)
             return
         for answer in record.answers:
             row = row_of(name, record, answer, self.model, self.settings)
             yield _csv_line(row[column] for column in _COLUMNS) if self.path.suffix == ".csv" else json_line(row)
 
+    def _column_of(self, question: Question) -> str:
+        """The column of a metadata.jsonl that holds the answers to a question."""
+        return "text" if len(self.questions) == 1 else question.name
+
     def _keys_of(self, row: Any, path: Path) -> set[tuple[str, str]]:
         try:
             if self._is_metadata:
+                columns = [self._column_of(question) for question in self.questions]
+                if not row.keys() >= {"file_name", *columns}:
+                    raise UserError(
+                        f"{path} has lines without {', '.join(('file_name', *columns))}: ask the tasks that it was "
+                        "made with, name a file in another folder, or add --existing overwrite"
+                    )
                 return {(row["file_name"], question.prompt) for question in self.questions}
             return {(row["path"], row["task"])}
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             raise UserError(f"{path} holds something else than captions: name another file for --output") from None
 
 

@@ -18,6 +18,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 # Images only where the Pillow plugin that reads them is installed.
 PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
+ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
 CAPTION_EXTENSION = ".txt"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
 
@@ -179,7 +180,7 @@ def read_captions(root: Path) -> list[str]:
 
 def _images(root: Path) -> list[Path]:
     """Every file below `root` that is an image by its name; a plugin is looked for only when a file calls for it."""
-    found = _files(root, IMAGE_EXTENSIONS | PLUGINS.keys())
+    found = _files(root, ALL_EXTENSIONS)
     return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
 
 
