@@ -60,8 +60,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
             _show(plan, display)
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
+    if _processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
     from florence2ner.caption_run import run  # torch takes seconds, and was not needed until here
 
@@ -148,6 +147,10 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
     settings = decoding_settings(config)
     if config.output is None:
@@ -163,6 +166,6 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
             full_names=config.on_collision == "full-name",
         )
     if str(config.output) == STANDARD_OUTPUT:
-        return StandardOutput(questions, config.model_name, settings)
+        return StandardOutput(questions, config.model_name, settings, shared=_processes() > 1)
     overwrite = config.existing == "overwrite"
     return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)

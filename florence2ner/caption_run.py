@@ -19,7 +19,7 @@ from florence2ner.data.outputs import Answer, Content, Question, Record
 from florence2ner.data.records import json_line
 from florence2ner.data.samples import Sample
 from florence2ner.data.watch import Watch
-from florence2ner.data.writers import append_text, as_utf8, write_text
+from florence2ner.data.writers import append_text, as_utf8, remove_lock, write_text
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import Pieces
@@ -50,14 +50,14 @@ def run(config: CaptionConfig, plan: Plan | None, display: Display) -> CaptionSu
             if config.failures:
                 write_text(config.failures, "")
         accelerator.wait_for_everyone()  # what they write to is open
-        start = time.perf_counter()
         stopped_by = worker.caption(plan)
         if config.watch:
             stopped_by = _watch(worker, plan, stopped_by)
-        seconds = time.perf_counter() - start
     if accelerator.is_main_process:
         plan.output.finish()
-    summary = _summarise(gather_object([worker.tally]), plan.kept, seconds, display)
+        if config.failures:
+            remove_lock(config.failures)
+    summary = _summarise(gather_object([worker.tally]), plan.kept, worker.seconds, display)
     if stopped_by:
         rest = "" if config.watch else "; the same command goes on with the rest"
         raise Interrupted(f"stopped by signal {stopped_by}: what is captioned is on the disk{rest}", signal=stopped_by)
@@ -106,6 +106,7 @@ class _Worker:
         self.display = display
         self.signals = signals
         self.tally = _Tally()
+        self.seconds = 0.0  # spent on captioning, not on waiting for images to appear
         model, processor = load_model(
             config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
         )
@@ -148,6 +149,7 @@ class _Worker:
 
             run_loop(loader, partial(self._step, plan), after_step, device=self.accelerator.device)
             counts.wait_for_all(meanwhile=show)
+        self.seconds += time.perf_counter() - start
         return counts.get("stop") or None
 
     def _step(self, plan: Plan, window: Window) -> list[Record]:

@@ -40,6 +40,8 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
+        if os.environ.get("RANK", "0") != "0":  # all processes have agreed to stop: the main one says so
+            sys.exit(128 + error.signal)
         _fail(str(error), code=128 + error.signal)
     except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

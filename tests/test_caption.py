@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,7 @@ def test_bad_images_are_named_counted_and_skipped(run: Caption, images: Path, tm
         r"caf\xe9.png",
     }
     assert all(row["reason"] for row in failures)
+    assert names(tmp_path) - {f"images/{name}" for name in names(images)} == {"failures.jsonl"}, "no lock is left"
     assert not [path for path in images.rglob("*.txt") if path.stem in {"empty", "text", "large", "gone"}]
 
 
@@ -267,6 +270,13 @@ def test_two_processes_share_the_work(start: Start, images: Path, model: Path, s
     assert result.stderr.count("32 captioned, 0 kept, 1 failed") == 1, "one summary for the whole"
 
 
+def test_two_processes_print_in_turn(start: Start, images: Path, model: Path, tmp_path: Path) -> None:
+    flags = ("--model-name", model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
+    result = start("florence2ner", "caption", images, *flags, "--output", "-", processes=2, HOME=str(tmp_path)).wait()
+    assert {json.loads(line)["path"] for line in result.stdout.splitlines()} == {str(p) for p in images.rglob("*.png")}
+    assert not list((tmp_path / ".cache" / "florence2ner").iterdir()), "no lock is left"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["sidecars", "jsonl"])
 def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
@@ -316,7 +326,8 @@ def test_ctrl_c_keeps_what_is_finished(start: Start, images: Path, model: Path, 
     done = len(list(images.rglob("*.txt")))
     assert 0 < done < 205
     assert f"{done} captioned, 0 kept, 0 failed" in running.stderr
-    assert "stopped by signal 2: what is captioned is on the disk; the same command goes on" in running.stderr
+    said = "stopped by signal 2: what is captioned is on the disk; the same command goes on"
+    assert running.stderr.count(said) == 1, "by the main process alone"
     assert "Traceback" not in running.stderr
 
 
@@ -329,14 +340,18 @@ def test_watch_captions_images_as_they_appear(start: Start, images: Path, model:
             assert running.poll(0.01) is None, running.stderr
 
     wait_for("0")
+    start_of_watch = time.monotonic()
     (images / "bad.png").write_text("no image")
     for name in ("new", "newer"):
         shutil.copy(shapes / "0007.png", images / f"{name}.png")
         wait_for(name)
+    seconds = time.monotonic() - start_of_watch
     running.signal(signal.SIGINT)
     assert running.wait().returncode == 130
     assert running.stderr.count("bad.png is skipped") == 1, "a bad file is tried once"
-    assert "7 captioned, 0 kept, 1 failed" in running.stderr
+    found = re.search(r"7 captioned, 0 kept, 1 failed \(([\d.]+) images/s\)", running.stderr)
+    assert found, running.stderr
+    assert float(found[1]) > 1.5 * 7 / seconds, "waiting for images is not captioning"
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(start: Start) -> None:

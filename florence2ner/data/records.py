@@ -4,15 +4,16 @@ import csv
 import io
 import json
 import os
+import platform
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence2ner.data.outputs import Answer, Question, Record
-from florence2ner.data.writers import append_text, as_utf8, back_up, has_text, lock, write_text
+from florence2ner.data.writers import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
 from florence2ner.errors import UserError
 
 METADATA = "metadata.jsonl"  # the name that Hugging Face's imagefolder reads
@@ -83,7 +84,7 @@ class RecordFile:
             rows = [*_read_rows(self.path), *_read_rows(self._lines)]
             write_text(self.path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
             self._lines.unlink(missing_ok=True)
-        Path(lock(self._lines).lock_file).unlink(missing_ok=True)
+        remove_lock(self._lines)
 
     @property
     def _is_metadata(self) -> bool:
@@ -130,17 +131,32 @@ class RecordFile:
 
 @dataclass
 class StandardOutput:
-    """JSON Lines on standard output; nothing is kept, so nothing is done already."""
+    """JSON Lines on standard output; nothing is kept, so nothing is done already.
+
+    With `shared`, other processes print there too, and take turns by a lock in the user's own folder: in one that all
+    users share, somebody else could have put a link there.
+    """
 
     questions: tuple[Question, ...]
     model: str
     settings: Mapping[str, Any]
+    shared: bool = False
+    _turns: Path = field(init=False)  # what is locked
+
+    def __post_init__(self) -> None:
+        """Name the lock after this process: the others are sent the object."""
+        self._turns = Path(f"~/.cache/florence2ner/output-{platform.node()}-{os.getpid()}").expanduser()
 
     def look(self, images: Sequence[Path]) -> None:
         """There is nothing to look at."""
 
     def open(self) -> None:
-        """It is open."""
+        """It is open. Raises UserError where there is no place for the lock."""
+        if self.shared:
+            try:
+                self._turns.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"can't make the folder {self._turns.parent}: {error.strerror}") from error
 
     def missing(self, image: Path) -> tuple[Question, ...]:
         """All questions."""
@@ -157,12 +173,14 @@ class StandardOutput:
             for record in records
             for answer in record.answers
         )
-        with lock(Path(tempfile.gettempdir(), f"florence2ner-{os.getppid()}")):  # the launcher is the parent of all
+        with lock(self._turns) if self.shared else nullcontext():
             sys.stdout.write("".join(map(json_line, rows)))
             sys.stdout.flush()
 
     def finish(self) -> None:
-        """Everything is printed already."""
+        """Everything is printed already: remove the lock."""
+        if self.shared:
+            remove_lock(self._turns)
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -72,6 +72,11 @@ def lock(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
+def remove_lock(path: Path) -> None:
+    """Remove the file behind `lock(path)`, once no process of this run needs it any more."""
+    Path(lock(path).lock_file).unlink(missing_ok=True)
+
+
 def append_text(path: Path, text: str) -> None:
     """Add whole lines to a file that other processes add to as well.
 
