@@ -9,7 +9,7 @@ from typing import Any
 from florence2ner.config import CaptionConfig
 from florence2ner.data.outputs import Output, Question, Sidecars
 from florence2ner.data.records import STANDARD_OUTPUT, RecordFile, StandardOutput
-from florence2ner.data.samples import ALL_EXTENSIONS, discover_images
+from florence2ner.data.samples import ALL_EXTENSIONS, discover_images, name_some
 from florence2ner.data.text import TextStyle
 from florence2ner.engine.display import Display
 from florence2ner.errors import UserError, did_you_mean
@@ -55,7 +55,11 @@ def caption(config: CaptionConfig) -> CaptionSummary:
         for prompt in config.task_prompt:
             if prompt not in TASKS:
                 display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
-        plan = make_plan(config, discover_images(config.paths))
+        unreadable: list[Path] = []
+        images = discover_images(config.paths, unreadable)
+        if unreadable:
+            display.warn(f"{len(unreadable)} folders can't be read and are left out: {name_some(unreadable)}")
+        plan = make_plan(config, images)
         if config.dry_run:
             _show(plan, display)
         elif not plan.todo and not config.watch:

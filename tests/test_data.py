@@ -72,6 +72,20 @@ def test_an_eval_folder_is_never_trained_on(tmp_path: Path) -> None:
         assert [s.caption for s in split.train] == ["a"]
 
 
+@pytest.mark.parametrize("train", ["", "train"])
+def test_what_eval_links_to_is_never_trained_on(tmp_path: Path, train: str) -> None:
+    for name in "abc":
+        put(tmp_path / train / "all" / f"{name}.png", name)
+    put(tmp_path / train / "chosen" / "d.png", "d")
+    (tmp_path / "eval").symlink_to(tmp_path / train / "chosen")
+    for name in ("a.png", "a.txt"):
+        (tmp_path / train / "chosen" / name).symlink_to(f"../all/{name}")
+    for ratio in (0.1, None):
+        split, _ = discover_split(tmp_path, "<CAPTION>", eval_ratio=ratio, seed=0)
+        assert [s.caption for s in split.train] == ["b", "c"]
+        assert [s.caption for s in split.eval] == (["a", "d"] if ratio else [])
+
+
 def test_splits_that_leave_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image with a caption"):
         discover_split(tmp_path, "<CAPTION>", eval_ratio=0.1, seed=0)
@@ -193,6 +207,15 @@ def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path
 def test_discover_images_takes_files_and_folders_once(tmp_path: Path) -> None:
     first, second = put(tmp_path / "a.png"), put(tmp_path / "sub" / "b.png")
     assert discover_images([second, tmp_path]) == [second, first]
+
+
+def test_a_file_named_twice_is_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "other.png").symlink_to("a.png")  # a link to a file is a file of its own
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "./a.png", "link/a.png", str(tmp_path / "a.png"), ".", "other.png"]
+    assert discover_images(map(Path, names)) == [Path("a.png"), Path("other.png")]
 
 
 def test_write_text_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

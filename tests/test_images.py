@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -151,12 +152,14 @@ def test_plugins_are_used_where_they_are_installed(tmp_path: Path, plugin: str) 
     assert worst(pixels(path), PICTURE, lossy=True) <= 6
 
 
-def test_without_its_plugin_a_heic_is_no_image_and_says_what_it_needs(
+def test_without_its_plugin_a_heic_is_listed_but_not_trained_on_and_says_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(samples.PLUGINS, ".heic", "no_such_plugin")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    assert discover_images([tmp_path]) == []
+    (tmp_path / "a.txt").write_text("a caption")
+    assert discover_images([tmp_path]) == [tmp_path / "a.heic"]
+    assert discover_samples(tmp_path, "<CAPTION>").samples == ()
     with pytest.raises(ImageError, match=r"^needs the Python package no_such_plugin$"):
         load_image(tmp_path / "a.heic")
 
@@ -503,6 +506,26 @@ def test_links_that_lead_outside_are_followed_once(tmp_path: Path) -> None:
     (root / "gone.png").symlink_to("nowhere")
     (root / "gone").symlink_to("nowhere")
     assert names_below(root) == ["file.JPG", "gone.png", "one/x.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "a.png").touch()
+    code = (
+        "import sys, pathlib; from florence2ner.data.samples import discover_images, discover_samples\n"
+        "root, refused = pathlib.Path(sys.argv[1]), []\n"
+        "assert discover_images([root], refused) == [root / 'a.png']\n"
+        "assert refused == [root / 'closed'], refused\n"
+        "print(discover_samples(root, '<CAPTION>').report()[-1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    if os.geteuid() == 0:  # root may read everything, unless it gives that up
+        if not shutil.which("setpriv"):
+            pytest.skip("as root this needs setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"1 folders can't be read and are left out: {tmp_path}/closed\n"
 
 
 def test_order_is_each_folders_files_then_its_folders(tmp_path: Path) -> None:

@@ -68,3 +68,13 @@ def test_an_answer_that_is_missing_is_asked_for_again(tmp_path: Path) -> None:
     assert rows == [{"file_name": "whole.png", "caption": "a dog", "od": {"bboxes": [], "labels": []}}]
     with pytest.raises(UserError, match=r"has lines without file_name, text: .*--existing overwrite"):
         RecordFile(tmp_path / "metadata.jsonl", (caption_task,), "model", {}).look([whole])
+
+
+def test_a_file_that_is_not_ours_is_not_added_to(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.touch()
+    for name, text in {"a.jsonl": '{"x": 1}\n', "b.csv": "x,y\n1,2\n", "c.json": "{}", "d.jsonl": "hello\n"}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=name):
+            plan(image, output=tmp_path / name)
+        assert (tmp_path / name).read_text() == text

@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from florence2ner.data.samples import PLUGINS, load_plugin
+from florence2ner.data.samples import PACKAGES, PLUGINS, load_plugin
 
 MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
 _EXIF_ORIENTATION = 0x0112
@@ -105,8 +105,10 @@ def _reasons(path: Path) -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         plugin = PLUGINS.get(path.suffix.lower())
-        missing = plugin and not load_plugin(plugin)
-        raise ImageError(f"needs the Python package {plugin}" if missing else "not an image that can be read") from None
+        needed = (
+            f"needs the Python package {PACKAGES.get(plugin, plugin)}" if plugin and not load_plugin(plugin) else ""
+        )
+        raise ImageError(needed or "not an image that can be read") from None
     except OSError as error:  # its whole text would name the path
         broken = isinstance(error, FileNotFoundError) and path.is_symlink()
         raise ImageError("broken link" if broken else error.strerror or str(error) or type(error).__name__) from None

@@ -16,8 +16,9 @@ from florence2ner.errors import UserError
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 )
-# Images only where the Pillow plugin that reads them is installed.
+# The Pillow plugins that other images need, and the packages that have them.
 PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
+PACKAGES = {"pillow_heif": "pillow-heif", "pillow_jxl": "pillow-jxl-plugin"}
 ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
 CAPTION_EXTENSION = ".txt"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
@@ -39,15 +40,17 @@ class Discovery:
     samples: tuple[Sample, ...]
     images_without_caption: tuple[Path, ...] = ()
     captions_without_image: tuple[Path, ...] = ()
+    unreadable_folders: tuple[Path, ...] = ()
 
     def report(self) -> list[str]:
         """A line for each kind of file that is left out, with its number and a few names."""
         left_out = {
             "images have no caption": self.images_without_caption,
             "captions have no image": self.captions_without_image,
+            "folders can't be read": self.unreadable_folders,
         }
         return [
-            f"{len(paths)} {what} and are left out: {_name_some(paths)}" for what, paths in left_out.items() if paths
+            f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
 
 
@@ -59,21 +62,29 @@ class Split:
     eval: tuple[Sample, ...]
 
 
-def discover_images(paths: Iterable[Path]) -> list[Path]:
-    """Every image file named or below the folders named, sorted within each, without repeats."""
-    images: dict[Path, None] = {}
+def discover_images(paths: Iterable[Path], unreadable: list[Path] | None = None) -> list[Path]:
+    """Every image file named or below the folders named, sorted within each, each once however often it is named.
+
+    What only a missing plugin could read is among them, so that it is named where it fails. Folders that can't be read
+    are added to `unreadable`.
+    """
+    folders: dict[Path, str] = {}
+    images: dict[tuple[str, str], Path] = {}
     for path in paths:
-        images.update(dict.fromkeys(_images(path) if path.is_dir() else [path]))
-    return list(images)
+        for image in _files(path, ALL_EXTENSIONS, unreadable) if path.is_dir() else [path]:
+            if (folder := folders.get(image.parent)) is None:
+                folder = folders[image.parent] = os.path.realpath(image.parent)
+            images.setdefault((folder, image.name), image)
+    return list(images.values())
 
 
 @cache
 def load_plugin(module: str) -> bool:
-    """Import a Pillow plugin, so that its formats can be read; False where it is not installed (or broken)."""
+    """Import a Pillow plugin, so that its formats can be read; False where it is not installed (or lacks a library)."""
     try:
         plugin = importlib.import_module(module)
         getattr(plugin, "register_heif_opener", bool)()  # the other one registers itself
-    except Exception:
+    except (ImportError, OSError):
         return False
     return True
 
@@ -82,7 +93,8 @@ def discover_samples(root: Path, task_prompt: str) -> Discovery:
     """Pair every image below `root` with the .txt of the same stem beside it. An empty caption counts as none."""
     captions = {path.with_suffix(""): path for path in _files(root, {CAPTION_EXTENSION})}
     samples, without_caption, used = [], [], set()
-    for image in _images(root):
+    unreadable: list[Path] = []
+    for image in _readable_images(root, unreadable):
         path = captions.get(image.with_suffix(""))
         caption = _read_caption(path) if path else ""
         used.add(path)
@@ -91,14 +103,15 @@ def discover_samples(root: Path, task_prompt: str) -> Discovery:
         else:
             without_caption.append(image)
     without_image = [path for path in captions.values() if path not in used]
-    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image))
+    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), tuple(unreadable))
 
 
 def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int) -> tuple[Split, Discovery]:
     """The train and eval samples of a dataset, and all that was discovered on the way.
 
     `root/train` and `root/eval` are used when present; otherwise a share of `eval_ratio` is held out, chosen by `seed`
-    alone. `eval_ratio` None holds nothing out. Raises UserError when that leaves nothing to train or evaluate on.
+    alone. `eval_ratio` None holds nothing out. What is in `root/eval`, be it by a link, is never trained on. Raises
+    UserError when that leaves nothing to train or evaluate on.
     """
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     found = discover_samples(train_root if train_root.is_dir() else root, task_prompt)
@@ -107,7 +120,10 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
             f"no image with a caption in {root}: each image needs a {CAPTION_EXTENSION} of the same name beside it "
             f"({len(found.images_without_caption)} images without a caption were found)"
         )
-    train = tuple(sample for sample in found.samples if eval_root not in sample.image.parents)
+    train = found.samples
+    if eval_root.is_dir():
+        hidden = {os.path.realpath(image) for image in _readable_images(eval_root)}
+        train = tuple(sample for sample in train if os.path.realpath(sample.image) not in hidden)
     if eval_ratio is None and train:
         return Split(train, ()), replace(found, samples=train)
     if eval_root.is_dir():
@@ -178,18 +194,26 @@ def read_captions(root: Path) -> list[str]:
     return captions
 
 
-def _images(root: Path) -> list[Path]:
-    """Every file below `root` that is an image by its name; a plugin is looked for only when a file calls for it."""
-    found = _files(root, ALL_EXTENSIONS)
+def name_some(names: Sequence[object], limit: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
+
+
+def _readable_images(root: Path, unreadable: list[Path] | None = None) -> list[Path]:
+    """Every image below `root` whose plugin, if it needs one, is installed; that is looked for only when needed."""
+    found = _files(root, ALL_EXTENSIONS, unreadable)
     return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
 
 
-def _files(root: Path, extensions: Iterable[str]) -> list[Path]:
+def _files(root: Path, extensions: Iterable[str], unreadable: list[Path] | None = None) -> list[Path]:
     """Files below `root` with one of the extensions, in any case, in a fixed order; hidden ones are passed over.
 
     Links to folders are followed, but a folder is listed once: under its own path if that is below `root`, else under
-    the first link to it. A link to a file is a file of its own, even if it leads nowhere.
+    the first link to it. A link to a file is a file of its own, even if it leads nowhere. Folders that can't be read
+    are added to `unreadable`.
     """
+    refused = [] if unreadable is None else unreadable
     wanted = tuple(extensions)
     names: dict[tuple[str, ...], list[str]] = {}  # of the files in each folder, by its path below `root`
     listed: set[tuple[int, int]] = set()
@@ -201,7 +225,7 @@ def _files(root: Path, extensions: Iterable[str]) -> list[Path]:
             while folders:
                 folder = folders.pop()
                 names[folder] = []
-                for entry in _visible_entries(os.path.join(root, *folder), listed):
+                for entry in _visible_entries(os.path.join(root, *folder), listed, refused):
                     if entry.is_dir(follow_symlinks=False):
                         folders.append((*folder, entry.name))
                     elif entry.is_symlink() and os.path.isdir(entry.path):
@@ -212,8 +236,8 @@ def _files(root: Path, extensions: Iterable[str]) -> list[Path]:
     return [Path(root, *folder, name) for folder in sorted(names) for name in sorted(names[folder])]
 
 
-def _visible_entries(folder: str, listed: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden; nothing if the folder can't be read or is in `listed`, where it is added."""
+def _visible_entries(folder: str, listed: set[tuple[int, int]], unreadable: list[Path]) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden; nothing if it is in `listed`, where it is added, or can't be read."""
     try:
         status = os.stat(folder)
         if (key := (status.st_dev, status.st_ino)) in listed:
@@ -221,7 +245,10 @@ def _visible_entries(folder: str, listed: set[tuple[int, int]]) -> list[os.DirEn
         with os.scandir(folder) as entries:
             listed.add(key)
             return [entry for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError:  # removed since its parent was read
+        return []
     except OSError:
+        unreadable.append(Path(folder))
         return []
 
 
@@ -252,9 +279,5 @@ def _merge(first: Discovery, second: Discovery) -> Discovery:
         first.samples + second.samples,
         tuple(dict.fromkeys(first.images_without_caption + second.images_without_caption)),
         tuple(dict.fromkeys(first.captions_without_image + second.captions_without_image)),
+        tuple(dict.fromkeys(first.unreadable_folders + second.unreadable_folders)),
     )
-
-
-def _name_some(paths: Sequence[Path], limit: int = 3) -> str:
-    names = ", ".join(str(path) for path in paths[:limit])
-    return names + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
