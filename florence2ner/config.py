@@ -175,6 +175,11 @@ class TrainConfig(ModelOptions, GenerationOptions, PromptOptions):
             raise ValueError(
                 "freeze_vision, freeze_language and freeze_other leave nothing to train; unset one of them"
             )
+        if self.feature_cache in ("memory", "disk") and not self.freeze_vision:
+            raise ValueError(
+                f"feature_cache: {self.feature_cache} keeps what a frozen vision tower makes; set freeze_vision: true, "
+                "or leave feature_cache at auto"
+            )
         if self.early_stopping_patience is not None and self.eval_steps is None:
             raise ValueError("early_stopping_patience needs evaluations: set eval_steps")
         _require_folder(self.dataset_path)

@@ -74,6 +74,7 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
         ("log_with: [none, wandb]", "log_with: none can't be combined"),
         ("run_name: a/b", "run_name: must be the name of one folder"),
         ("freeze_language: true\nfreeze_other: true", "leave nothing to train"),
+        ("feature_cache: disk\nfreeze_vision: false", "feature_cache: disk keeps .*set freeze_vision: true, or leave"),
         ("dataset_path: /nowhere", "dataset_path: /nowhere does not exist"),
         ("- a\n- b", "must hold `key: value` lines, not a list"),
         ("a: [", "is not valid YAML"),

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from florence2ner import TrainConfig, train
+from florence2ner import TrainConfig, UserError, train
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
 from florence2ner.data.loader import TrainPlan
 from florence2ner.engine.checkpoint import list_checkpoints
@@ -118,6 +118,34 @@ def test_two_processes_fill_one_cache(start: Start, make_config: MakeConfig, tmp
     result = start("florence2ner", "train", "--config", tmp_path / "run.yaml", processes=2).wait()
     assert result.returncode == 0, result.stderr
     assert "encoding 8 of 8 images" in result.stderr, "only what the run will draw"
+
+
+def test_images_that_cannot_be_read_are_named_and_not_taken_for_too_many(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    (data / "0001.png").write_bytes(b"\x89PNG")
+    (data / "0002.png").unlink()
+    (data / "0002.png").symlink_to("nowhere.png")
+    train(make_config(dataset_path=data, max_steps=1, epochs=1, train_batch_size=24, eval_steps=None))
+    said = capsys.readouterr().err
+    assert "warning: 2 images can't be read and are skipped: " in said
+    assert f"{data}/0001.png (not an image that can be read)" in said
+    assert f"{data}/0002.png (can't be opened)" in said
+    assert "no place" not in said
+
+
+def test_without_a_place_for_the_cache_auto_goes_on_and_others_say_so(
+    make_config: MakeConfig, encoded: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    common = {"feature_cache_dir": tmp_path / "file" / "features", "max_steps": 1, "eval_steps": None}
+    train(make_config(**common))
+    assert sum(encoded) > 0
+    assert "warning: can't make the feature cache" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"can't make the feature cache .*--feature-cache-dir"):
+        train(make_config(run_name="other", feature_cache="disk", **common))
 
 
 def test_torn_and_stale_features_are_never_read(tmp_path: Path) -> None:
