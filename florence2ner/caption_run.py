@@ -192,7 +192,7 @@ class _Worker:
 
     def _generate(self, question: Question, embedded: torch.Tensor, decoding: Decoding) -> list[Generated]:
         ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(embedded), -1)
-        return self.captioner.generate(embedded, ids, torch.ones_like(ids), decoding)
+        return self.captioner.generate(embedded, ids, None, decoding)
 
     @staticmethod
     def _flags(question: Question, generated: Generated) -> tuple[str, ...]:

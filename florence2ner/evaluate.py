@@ -141,8 +141,8 @@ def evaluate_samples(
             answers = []
             if wanted:
                 embedded = captioner.embed_images(images[wanted])
-                prompts = batch.input_ids[wanted], batch.attention_mask[wanted]
-                answers = captioner.generate(embedded, *prompts, decoding)
+                mask = None if batch.attention_mask is None else batch.attention_mask[wanted]
+                answers = captioner.generate(embedded, batch.input_ids[wanted], mask, decoding)
         predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
         return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.counted), tuple(predictions))
 

@@ -31,6 +31,7 @@ from florence2ner.engine.tracking import METRICS_FILE, build_trackers, rewind_me
 from florence2ner.errors import UserError
 from florence2ner.model.adapt import checkpoint_gradients, freeze
 from florence2ner.model.captioner import Captioner
+from florence2ner.model.dropout import use_fast_dropout
 from florence2ner.model.loading import load_model
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
@@ -81,6 +82,8 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
     parameters = freeze(model, vision=config.freeze_vision, language=config.freeze_language, other=config.freeze_other)
     if config.gradient_checkpointing:
         checkpoint_gradients(model)
+    if accelerator.device.type == "cpu" and not config.compile:  # which has a fast one of its own
+        use_fast_dropout(model.model.language_model)
     captioner = Captioner(model, processor)
     if config.compile:
         captioner.compile_model()

@@ -32,7 +32,7 @@ class Batch:
     features: Tensor | None  # (F, ...), of the rows whose image was encoded before; None if F is 0
     encoded: tuple[bool, ...]  # (B,) which rows those are; P + F = B
     input_ids: Tensor  # (B, N): image placeholders, then the expanded task prompt
-    attention_mask: Tensor  # (B, N)
+    attention_mask: Tensor | None  # (B, N); None where all prompts are of one length: kernels are faster without
     labels: Tensor | None  # (B, L): <s> caption </s>, padded with IGNORE_INDEX; None without captions
     label_positions: Tensor | None  # (T,) where labels count, in the flattened (B * L)
     indices: tuple[int, ...]  # (B,) positions of the samples in the dataset
@@ -187,6 +187,7 @@ class Collator:
         draws = [example.draw for example in examples]
         samples = [self.samples[draw.index] for draw in draws]
         prompts = [expand_prompt(self.processor, sample.task_prompt) for sample in samples]
+        mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True)
         labels = None
         if all(sample.caption is not None for sample in samples):
             ids = self.processor.tokenizer([sample.caption for sample in samples]).input_ids
@@ -197,7 +198,7 @@ class Collator:
             features=_stack([example.features for example in examples if example.features is not None]),
             encoded=tuple(example.features is not None for example in examples),
             input_ids=pad_sequence(prompts, batch_first=True, padding_value=self.pad_token_id),
-            attention_mask=pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True),
+            attention_mask=mask if len({len(ids) for ids in prompts}) > 1 else None,
             labels=labels,
             label_positions=None if labels is None else (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0],
             indices=tuple(draw.index for draw in draws),

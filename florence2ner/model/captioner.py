@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from transformers import Florence2ForConditionalGeneration, Florence2Processor
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
+
+from florence2ner.model import attention
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Generated:
     limit: int
 
 
+class _SharedCache(EncoderDecoderCache):  # type: ignore[misc]  # transformers leaves it untyped
+    """Beams of one image that change places still look at the same image."""
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
 class Captioner(nn.Module):
     """A Florence-2 with its pixel normalisation. Its `forward` is the loss, so that DDP and autocast wrap all of it."""
 
@@ -56,6 +64,7 @@ class Captioner(nn.Module):
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(image_processor, name)).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        attention.use_fast_attention(model)
         # Convolutions are about a third faster that way round, and the rest of the tower as fast.
         model.model.vision_tower.to(memory_format=torch.channels_last)
         self._parked: list[nn.Module] = []  # a list, so that the tower in it is not a part of this module
@@ -169,7 +178,7 @@ class Captioner(nn.Module):
         features: torch.Tensor | None,
         encoded: Sequence[bool],
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         labels: torch.Tensor,
         label_positions: torch.Tensor,
     ) -> torch.Tensor:
@@ -181,7 +190,7 @@ class Captioner(nn.Module):
         self,
         images: torch.Tensor,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         labels: torch.Tensor,
         label_positions: torch.Tensor,
     ) -> torch.Tensor:
@@ -205,7 +214,7 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, embedded: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, decoding: Decoding
+        self, embedded: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, decoding: Decoding
     ) -> list[Generated]:
         """An answer for each image: B of them. `embedded` (B, N, d_model) is from `embed_images`, once for all tasks.
 
@@ -227,8 +236,9 @@ class Captioner(nn.Module):
             if (value := getattr(decoding, name)) is not None:
                 settings[name] = value
         ids: torch.Tensor = self.model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
+            encoder_outputs=encoded,
             attention_mask=attention_mask,
+            past_key_values=self._shared_cache(encoded.last_hidden_state),
             **settings,
         )
         rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # the first is the decoder's start
@@ -238,6 +248,21 @@ class Captioner(nn.Module):
             Generated(text.strip(), raw, tokens=len(row), limit=limit)
             for text, raw, row in zip(texts, raws, rows, strict=True)
         ]
+
+    def _shared_cache(self, encoded: torch.Tensor) -> EncoderDecoderCache | None:
+        """Keys and values of what was encoded, (B, N, d_model): once for all beams of an image."""
+        config = self.model.config.text_config
+        if config._attn_implementation != attention.NAME:
+            return None
+        cross = DynamicCache()
+        for number, layer in enumerate(self.model.model.language_model.decoder.layers):
+            attend = layer.encoder_attn
+            key, value = (
+                rearrange(project(encoded), "b n (h d) -> b h n d", h=attend.num_heads)
+                for project in (attend.k_proj, attend.v_proj)
+            )
+            cross.update(key, value, number)
+        return _SharedCache(DynamicCache(), cross)
 
     def _merge(self, embedded: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """The prompt's embeddings (B, N, d_model) with the images in their places."""
