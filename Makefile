@@ -41,9 +41,7 @@ typecheck: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m tests.benchmarks.loop
-	$(BIN)/python -m tests.benchmarks.captioning
-	$(BIN)/python -m tests.benchmarks.decode
+	$(BIN)/python -m tests.benchmarks
 
 clean:
 	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -161,7 +161,7 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
             f"below the run's {total_steps} updates; lower warmup_steps or gradient_accumulation_steps, or train longer"
         )
     step = UpdateStep(
-        accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=config.clip_grad_norm
+        accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=config.clip_grad_norm
     )
     signals = stack.enter_context(StopSignals())
     bar = stack.enter_context(display.bar("training", total=total_steps, completed=state.step))
@@ -185,7 +185,8 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
     return run.last_checkpoint
 
 
-def _token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
+def token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of each label token of a batch, (B, L), through whatever Accelerate wrapped the captioner in."""
     images = batch.pixel_values, batch.features, batch.encoded
     losses: torch.Tensor = captioner(
         *images, batch.input_ids, batch.attention_mask, batch.labels, batch.label_positions

@@ -18,6 +18,7 @@ from tests.starting import ROOT, Running
 os.environ.update(
     {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true", "TOKENIZERS_PARALLELISM": "false"}
 )
+os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # what `auto` is to mean, whatever processor the tests run on
 os.environ.update({"PYTHONPATH": str(ROOT), "COLUMNS": "200"})  # of all processes that tests start
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads would only get in each other's way

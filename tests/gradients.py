@@ -18,7 +18,7 @@ from florence2ner.engine.runtime import leave, make_accelerator
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import load_model
 from florence2ner.settings import load_config
-from florence2ner.train import _token_losses
+from florence2ner.train import token_losses
 
 
 def main(config: TrainConfig, folder: Path) -> None:
@@ -48,7 +48,7 @@ def main(config: TrainConfig, folder: Path) -> None:
 
     honest, accelerator.clip_grad_norm_ = accelerator.clip_grad_norm_, clip
     schedule = LambdaLR(optimizer, lambda _: 1.0)
-    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=None)
+    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=None)
     folder.mkdir(exist_ok=True)
     for update, window in enumerate(loader):
         result = step(window)

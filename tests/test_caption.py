@@ -275,7 +275,7 @@ def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
     expected = {Path(row["path"]).name: row["caption"] for row in rows}
     shutil.rmtree(images)
     images.mkdir()
-    paths = many(images, shapes, 80)
+    paths = many(images, shapes, 300)
     output = tmp_path / "captions.jsonl"
     flags = ["--model-name", model, "--batch-size", 2, "--num-beams", 1, "--max-new-tokens", 16, "--no-retry"]
     flags += ["--output", output] if form == "jsonl" else []
@@ -297,7 +297,7 @@ def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
         running.poll(rng.uniform(0, 0.05))  # somewhere in the next batch
         running.signal(signal.SIGKILL)
         assert running.wait().returncode == -signal.SIGKILL
-    assert 0 < len(written()) < 80, "it was killed on the way"
+    assert 0 < len(written()) < 300, "it was killed on the way"
     result = start("florence2ner", "caption", images, *flags, processes=2).wait()
     assert result.returncode == 0, result.stderr
     assert written() == {path: expected[path.resolve().name] + "\n" for path in paths}

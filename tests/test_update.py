@@ -13,7 +13,7 @@ from florence2ner.engine.loop import Update, UpdateStep
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import load_model
-from florence2ner.train import _token_losses
+from florence2ner.train import token_losses
 
 
 def samples_of_different_lengths(shapes: Path) -> list[Sample]:
@@ -39,7 +39,7 @@ def update(
             lambda p, name=name: gradients.__setitem__(name, p.grad.detach().clone())
         )
     schedule = LambdaLR(optimizer, lambda _: 1.0)
-    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=None)
+    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=None)
     (window,) = loader
     return step(window), gradients
 

@@ -86,10 +86,13 @@ class Captioner(nn.Module):
         return (pixels.float() / self.pixel_range - self.image_mean) / self.image_std
 
     def vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels uint8 (B, 3, H, W) -> what the vision tower makes of them: (B, C, h, w), before the projector."""
-        pixels = self.normalise(pixel_values).contiguous(memory_format=torch.channels_last)
-        features: torch.Tensor = self.model.model.vision_tower(pixels).last_hidden_state
-        return features
+        """Pixels uint8 (B, 3, H, W) -> what the vision tower makes of them: (B, C, h, w), before the projector.
+
+        A CPU takes them one at a time: its cache holds what one image needs, and a batch gains nothing else there.
+        """
+        pieces = torch.split(pixel_values, 1) if pixel_values.device.type == "cpu" else (pixel_values,)
+        inputs = (self.normalise(piece).contiguous(memory_format=torch.channels_last) for piece in pieces)
+        return torch.cat([self.model.model.vision_tower(pixels).last_hidden_state for pixels in inputs])
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images in any form that `encode` takes or gives -> what the language model reads: (B, N, d_model)."""
@@ -111,8 +114,8 @@ class Captioner(nn.Module):
     def compile_model(self) -> None:
         """Have torch.compile speed up the vision tower and the language model's encoder; weights keep their names.
 
-        For each batch size anew: torch can't make one that serves all. The decoder meets a new length with every token
-        that it writes, and would be compiled over and over.
+        For each batch size anew, but for the tower on a CPU: torch can't make one that serves all. The decoder meets a
+        new length with every token that it writes, and would be compiled over and over.
         """
         self.model.model.vision_tower.compile(dynamic=False)
         self.model.model.language_model.encoder.compile(dynamic=False)
@@ -139,21 +142,26 @@ class Captioner(nn.Module):
         return int((image_processor.image_seq_length + 1) * width * dtype.itemsize)
 
     def park_tower(self) -> None:
-        """Take the vision tower, which is frozen and no longer needed, off the device; `whole` brings it back."""
+        """Take the vision tower, which is frozen and no longer needed, off the device."""
         self._parked = [self.model.model.vision_tower.to("cpu")]
         self.model.model.vision_tower = nn.Identity()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def unpark_tower(self) -> None:
+        """Bring the vision tower back, if it is away."""
+        if self._parked:
+            self.model.model.vision_tower = self._parked.pop().to(self.image_mean.device)
+
     @contextmanager
     def whole(self) -> Iterator[None]:
         """A `with` in which the model has its tower, for saving and loading."""
-        if self._parked:
-            self.model.model.vision_tower = self._parked[0].to(self.image_mean.device)
+        parked = bool(self._parked)
+        self.unpark_tower()
         try:
             yield
         finally:
-            if self._parked:
+            if parked:
                 self.park_tower()
 
     def collect(

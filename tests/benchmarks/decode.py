@@ -1,4 +1,4 @@
-"""What a 12-megapixel JPEG costs: `python -m tests.benchmarks.decode` (half a minute, one core).
+"""What a 12-megapixel JPEG costs, on one core.
 
 A is plain Pillow, open, convert and resize; B is `load_pixels`, which also sees to orientation and profile. They take
 turns, A B A B ..., and the ratio of their medians counts, since machines drift.
@@ -43,14 +43,6 @@ def measure(size: tuple[int, int] = SIZE, rounds: int = ROUNDS, **options: objec
     return {"plain_ms": warm["plain"], "ours_ms": warm["ours"], "ratio": warm["ours"] / warm["plain"]}
 
 
-def main() -> None:
-    figures = measure()
-    print(
-        f"{SIZE[0]}x{SIZE[1]} JPEG to {TARGET[1]}x{TARGET[0]}: plain Pillow {figures['plain_ms']:.0f} ms an image, "
-        f"ours {figures['ours_ms']:.0f} ms, ratio {figures['ratio']:.2f}"
-    )
-
-
 def _write_photo(path: Path, name: str, size: tuple[int, int], options: dict[str, object]) -> Path:
     """A photograph enlarged, with the grain of a sensor, so that the file is as heavy as a camera's."""
     photo = np.asarray(Image.fromarray(getattr(data, name)()).resize(size, Image.Resampling.LANCZOS), np.float32)
@@ -69,7 +61,3 @@ def _time(load: Callable[[Path], torch.Tensor], path: Path) -> float:
     start = time.process_time()
     load(path)
     return (time.process_time() - start) * 1e3
-
-
-if __name__ == "__main__":
-    main()

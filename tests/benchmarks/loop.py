@@ -1,14 +1,9 @@
-"""What the loop costs on top of the bare calls: `make bench` (a minute on two cores).
+"""What the loop costs on top of the bare calls.
 
 The same batches, the same tiny model: A is forward, backward, clip and step written out; B is `UpdateStep` in
-`run_loop`. They take turns, A B A B ..., and the ratio of their medians counts, since machines drift. Small steps make
-this the worst case: on a real model the same microseconds stand against seconds.
+`run_loop`. Small steps make this the worst case: on a real model the same microseconds stand against seconds.
 """
 
-import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,13 +18,14 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.scratch import build_model
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
-from florence2ner.train import _token_losses
+from florence2ner.train import token_losses
+from tests.benchmarks.machine import Machine, medians, take_turns
 
-ROUNDS, UPDATES, BATCH, ACCUMULATION = 7, 4, 16, 2
-OUTPUT = Path("benchmarks") / "benchmarks.json"
+UPDATES, BATCH, ACCUMULATION = 4, 16, 2
 
 
-def main() -> None:
+def measure() -> dict[str, float]:
+    """The overhead of the loop as a share of the bare calls, on the CPU."""
     with TemporaryDirectory() as folder:
         data = Path(folder, "data")
         draw_dataset(data, UPDATES * BATCH * ACCUMULATION, seed=0)
@@ -43,13 +39,13 @@ def main() -> None:
     optimizer = build_optimizer(captioner, learning_rate=1e-4, weight_decay=0.01)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)
-    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, _token_losses, clip_grad_norm=1.0)
+    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=1.0)
 
     def bare() -> None:
         for window in windows:
             tokens = sum(batch.label_tokens for batch in window.batches)
             for batch in window.batches:
-                (_token_losses(captioner, batch).sum() / tokens).backward()
+                (token_losses(captioner, batch).sum() / tokens).backward()
             torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -57,24 +53,7 @@ def main() -> None:
     def ours() -> None:
         run_loop(windows, step, lambda window, update: False, device=accelerator.device)
 
-    seconds = {"bare": [], "loop": []}
-    for _ in range(ROUNDS + 1):
-        for name, work in (("bare", bare), ("loop", ours)):
-            seconds[name].append(_time(work))
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first round warms up
-    overhead = medians["loop"] / medians["bare"] - 1
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps({"loop_overhead": overhead, "seconds": seconds}, indent=1) + "\n")
-    images = UPDATES * BATCH * ACCUMULATION
-    print(f"bare calls {medians['bare'] / images * 1e3:.2f} ms an image, loop {medians['loop'] / images * 1e3:.2f} ms")
-    print(f"overhead of the loop: {overhead:.1%}; written to {OUTPUT}")
-
-
-def _time(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    main()
+    bare(), ours()  # warm up
+    taken = take_turns(Machine(accelerator.device, "no"), {"bare": bare, "loop": ours}, seconds=40, rounds=(5, 25))
+    seconds = medians(taken)
+    return {"loop_overhead": seconds["loop"] / seconds["bare"] - 1}

@@ -1,0 +1,234 @@
+"""A training step of the base size: a plain loop, Hugging Face's Trainer, and ours with and without its cache filled.
+
+All three train the language model of the same random weights on the same photographs, with the vision tower frozen,
+in micro-batches and precision alike. `python -m tests.benchmarks.training NAME FOLDER` trains one of them in a process
+of its own, for its peak memory.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Trainer, TrainingArguments
+
+from florence2ner.config import TrainConfig
+from florence2ner.data.loader import IGNORE_INDEX, FeatureSource, TrainLoader, TrainPlan
+from florence2ner.data.samples import Sample, discover_samples, read_captions
+from florence2ner.encode import fill_cache
+from florence2ner.engine.display import Display
+from florence2ner.engine.loop import UpdateStep, run_loop
+from florence2ner.engine.runtime import make_accelerator, resolve_mixed_precision
+from florence2ner.model.adapt import checkpoint_gradients, freeze
+from florence2ner.model.captioner import Captioner
+from florence2ner.model.dropout import use_fast_dropout
+from florence2ner.model.scratch import build_model
+from florence2ner.optim.optimizers import build_optimizer
+from florence2ner.optim.schedules import build_schedule
+from florence2ner.train import token_losses
+from tests.benchmarks.machine import Machine, medians, take_turns
+from tests.photos import make_photos
+
+ACCUMULATION, PROMPT, RATE, DECAY, CLIP = 2, "<CAPTION>", 1e-5, 1e-5, 1.0
+Measure = dict[str, Any]
+
+
+def make_dataset(folder: Path, count: int) -> Path:
+    """Photographs with captions of one to five sentences."""
+    photos = folder / "photos"
+    if not photos.exists():
+        make_photos(photos, count)
+        for number, path in enumerate(sorted(photos.glob("*.txt"))):
+            path.write_text(". ".join([path.read_text().strip()] * (1 + number % 5)) + "\n")
+    return photos
+
+
+class Contestant:
+    """One way to train. `epoch` passes once over the dataset."""
+
+    def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
+        self.machine, self.batch_size = machine, batch_size
+        self.samples: tuple[Sample, ...] = tuple(discover_samples(photos, PROMPT).samples)
+        self.model, self.processor = build_model("base", read_captions(photos), seed=0)
+        freeze(self.model, vision=True, language=False, other=False)
+        self.model.to(machine.device)
+
+    def epoch(self) -> None:
+        raise NotImplementedError
+
+    def inputs(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        """What the processor makes of a batch, and labels padded to its longest caption."""
+        images = [Image.open(sample.image).convert("RGB") for sample in samples]
+        prompts = [sample.task_prompt for sample in samples]
+        inputs = dict(self.processor(images=images, text=prompts, padding=True, return_tensors="pt"))
+        captions = [sample.caption for sample in samples]
+        labels = self.processor.tokenizer(captions, padding=True, return_tensors="pt").input_ids
+        return inputs | {"labels": labels.masked_fill(labels == self.processor.tokenizer.pad_token_id, IGNORE_INDEX)}
+
+
+class Reference(Contestant):
+    """The loop as one writes it: processor in the loop, the tower in every step, torch's defaults."""
+
+    def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
+        super().__init__(machine, photos, batch_size)
+        self.model.gradient_checkpointing_enable()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+
+    def epoch(self) -> None:
+        self.model.train()
+        loader = DataLoader(self.samples, self.batch_size, shuffle=True, collate_fn=self.inputs)
+        for number, inputs in enumerate(loader, start=1):
+            with self.machine.autocast():
+                loss = self.model(**{name: value.to(self.machine.device) for name, value in inputs.items()}).loss
+            (loss / ACCUMULATION).backward()
+            if number % ACCUMULATION == 0:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+
+class HuggingFace(Contestant):
+    """Hugging Face's Trainer."""
+
+    def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
+        super().__init__(machine, photos, batch_size)
+        arguments = TrainingArguments(
+            output_dir=str(photos.parent / "trainer"),
+            num_train_epochs=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=ACCUMULATION,
+            gradient_checkpointing=True,
+            learning_rate=RATE,
+            weight_decay=DECAY,
+            max_grad_norm=CLIP,
+            bf16=machine.precision == "bf16",
+            use_cpu=machine.device.type == "cpu",
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        self.trainer = Trainer(self.model, arguments, self.inputs, self.samples)
+
+    def epoch(self) -> None:
+        self.trainer.train()
+
+
+class Ours(Contestant):
+    """florence2ner's loader, cache, step and loop, as `florence2ner train` puts them together."""
+
+    def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
+        super().__init__(machine, photos, batch_size)
+        self.accelerator = make_accelerator(machine.precision, seed=0)
+        self.config = TrainConfig(dataset_path=photos, feature_cache_dir=photos.parent / "features")
+        checkpoint_gradients(self.model)
+        if machine.device.type == "cpu":
+            use_fast_dropout(self.model.model.language_model)
+        self.captioner = Captioner(self.model, self.processor)
+        optimizer = build_optimizer(self.captioner, learning_rate=RATE, weight_decay=DECAY)
+        self.prepared, prepared_optimizer = self.accelerator.prepare(self.captioner, optimizer)
+        schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)
+        parts = self.accelerator, self.prepared, prepared_optimizer, schedule, token_losses
+        self.step = UpdateStep(*parts, clip_grad_norm=CLIP)
+        self.plan = TrainPlan(len(self.samples), batch_size, ACCUMULATION, processes=1, seed=0)
+        self.features: FeatureSource | None = None
+        self.epochs = 0
+
+    def first_epoch(self) -> None:
+        """Fill an empty cache, then train."""
+        assert self.config.feature_cache_dir
+        shutil.rmtree(self.config.feature_cache_dir, ignore_errors=True)
+        self.captioner.unpark_tower()
+        with ExitStack() as stack:
+            display = Display(is_main=False)
+            cache = fill_cache(self.config, self.accelerator, display, self.captioner, self.samples, stack)
+        assert cache
+        self.features = cache.load
+        self.epoch()
+
+    def epoch(self) -> None:
+        self.prepared.train()
+        updates = self.plan.updates_per_epoch
+        loader = TrainLoader(
+            self.samples,
+            self.processor,
+            self.plan,
+            process=0,
+            first=self.epochs * updates,
+            end=(self.epochs + 1) * updates,
+            workers=0,
+            pin_memory=False,
+            features=self.features,
+        )
+        run_loop(loader, self.step, lambda *_: False, device=self.accelerator.device)
+        self.epochs += 1
+
+
+CONTESTANTS: dict[str, Callable[[Machine, Path, int], Contestant]] = {
+    "reference": Reference,
+    "trainer": HuggingFace,
+    "ours": Ours,
+}
+
+
+def measure(machine: Machine, folder: Path, batch_size: int, peak: float) -> Measure:
+    """Seconds per image, ratios, memory, and the share of the matmul peak that our later epochs reach."""
+    images = batch_size * ACCUMULATION
+    photos = make_dataset(folder, images)
+    memory = {name: _memory_of(name, machine, photos, batch_size) for name in CONTESTANTS}
+    built = {name: make(machine, photos, batch_size) for name, make in CONTESTANTS.items()}
+    ours = built["ours"]
+    assert isinstance(ours, Ours)
+    turns = {
+        "reference": built["reference"].epoch,
+        "trainer": built["trainer"].epoch,
+        "ours, first epoch": ours.first_epoch,
+        "ours, later epochs": ours.epoch,
+    }
+    ours.first_epoch()  # the others run after it, warm as it is
+    taken = take_turns(machine, turns, seconds=150, rounds=(2, 5))
+    seconds = {name: value / images for name, value in medians(taken).items()}
+    with FlopCounterMode(display=False) as counter:
+        ours.epoch()
+    operations = counter.get_total_flops() / images
+    tokens = sum(len(ours.processor.tokenizer(sample.caption).input_ids) for sample in ours.samples) / images
+    later = seconds["ours, later epochs"]
+    return {
+        "train_first_epoch_ratio": seconds["reference"] / seconds["ours, first epoch"],
+        "train_later_epochs_ratio": seconds["reference"] / later,
+        "train_vs_trainer_ratio": seconds["trainer"] / later,
+        "peak_memory_ratio": memory["ours"] / memory["reference"],
+        "matmul_peak_share": operations / later / peak,
+        "train_label_tokens_per_second": {name: tokens / value for name, value in seconds.items()},
+        "train_seconds_per_image": seconds,
+        "train_seconds": taken,
+        "peak_memory_gb": {name: value / 1e9 for name, value in memory.items()},
+    }
+
+
+def _memory_of(name: str, machine: Machine, photos: Path, batch_size: int) -> int:
+    arguments = [name, str(photos), str(batch_size), str(machine.device)]
+    command = [sys.executable, "-m", "tests.benchmarks.training", *arguments]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+
+
+def main(name: str, photos: str, batch_size: str, device: str) -> None:
+    """Train one contestant for two epochs and print its peak memory in bytes."""
+    machine = Machine(torch.device(device), resolve_mixed_precision("auto"))
+    contestant = CONTESTANTS[name](machine, Path(photos), int(batch_size))
+    contestant.first_epoch() if isinstance(contestant, Ours) else contestant.epoch()
+    contestant.epoch()
+    print(machine.peak_memory())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
