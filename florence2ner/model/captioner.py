@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, Florence2Processor
+from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
-from florence2ner.model import attention
+from florence2ner.model.attention import use_fast_attention
+from florence2ner.model.search import search
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,6 @@ class Generated:
     limit: int
 
 
-class _SharedCache(EncoderDecoderCache):  # type: ignore[misc]  # transformers leaves it untyped
-    """Beams of one image that change places still look at the same image."""
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self.self_attention_cache.reorder_cache(beam_idx)
-
-
 class Captioner(nn.Module):
     """A Florence-2 with its pixel normalisation. Its `forward` is the loss, so that DDP and autocast wrap all of it."""
 
@@ -64,7 +59,7 @@ class Captioner(nn.Module):
         for name in ("image_mean", "image_std"):
             values = torch.tensor(getattr(image_processor, name)).view(1, 3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        attention.use_fast_attention(model)
+        use_fast_attention(model)
         # Convolutions are about a third faster that way round, and the rest of the tower as fast.
         model.model.vision_tower.to(memory_format=torch.channels_last)
         self._parked: list[nn.Module] = []  # a list, so that the tower in it is not a part of this module
@@ -246,7 +241,7 @@ class Captioner(nn.Module):
         ids: torch.Tensor = self.model.generate(
             encoder_outputs=encoded,
             attention_mask=attention_mask,
-            past_key_values=self._shared_cache(encoded.last_hidden_state),
+            custom_generate=partial(search, encoded=encoded.last_hidden_state, encoded_mask=attention_mask),
             **settings,
         )
         rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # the first is the decoder's start
@@ -256,21 +251,6 @@ class Captioner(nn.Module):
             Generated(text.strip(), raw, tokens=len(row), limit=limit)
             for text, raw, row in zip(texts, raws, rows, strict=True)
         ]
-
-    def _shared_cache(self, encoded: torch.Tensor) -> EncoderDecoderCache | None:
-        """Keys and values of what was encoded, (B, N, d_model): once for all beams of an image."""
-        config = self.model.config.text_config
-        if config._attn_implementation != attention.NAME:
-            return None
-        cross = DynamicCache()
-        for number, layer in enumerate(self.model.model.language_model.decoder.layers):
-            attend = layer.encoder_attn
-            key, value = (
-                rearrange(project(encoded), "b n (h d) -> b h n d", h=attend.num_heads)
-                for project in (attend.k_proj, attend.v_proj)
-            )
-            cross.update(key, value, number)
-        return _SharedCache(DynamicCache(), cross)
 
     def _merge(self, embedded: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
         """The prompt's embeddings (B, N, d_model) with the images in their places."""
