@@ -23,7 +23,7 @@ from florence2ner.data.writers import append_text, as_utf8, remove_lock, write_t
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import Pieces
-from florence2ner.engine.runtime import make_accelerator, resolve_workers
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_workers
 from florence2ner.engine.sharing import SharedCounts
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted
@@ -111,6 +111,7 @@ class _Worker:
             config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
         )
         self.captioner = Captioner(model, processor).to(accelerator.device).eval()
+        self.captioner.fix_weights(autocast_dtype(accelerator))
         if config.compile:
             self.captioner.compile_model()
         self.tasks = {task.name: task for task in map(find_task, config.task_prompt)}

@@ -18,7 +18,7 @@ from florence2ner.data.samples import EVAL_FOLDER, Sample, discover_samples
 from florence2ner.data.writers import write_text
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import make_accelerator, resolve_workers
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_workers
 from florence2ner.errors import UserError
 from florence2ner.metrics import exact_match
 from florence2ner.model.captioner import Captioner, Decoding
@@ -80,6 +80,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.output and accelerator.is_main_process:
         write_text(config.output, "")  # better to fail before the work than after it
     captioner = Captioner(model, processor).to(accelerator.device)
+    captioner.fix_weights(autocast_dtype(accelerator))
     if config.compile:
         captioner.compile_model()
     result = evaluate_samples(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
 from florence2ner.config import TrainConfig
@@ -18,7 +17,7 @@ from florence2ner.data.samples import Split
 from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
 from florence2ner.engine.display import Bar, Display
 from florence2ner.engine.loop import TrainState, Update
-from florence2ner.engine.runtime import check_same_weights
+from florence2ner.engine.runtime import SHARDED, check_same_weights
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import log_captions
 from florence2ner.errors import Interrupted, UserError
@@ -27,7 +26,6 @@ from florence2ner.metrics import is_better
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.loading import save_model
 
-_SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
 _THUMBNAIL = (192, 192)  # pixels, of the pictures in the table of captions
 
 
@@ -206,7 +204,7 @@ class Run:
         """Write a checkpoint of this step."""
         config = self.config
         weights = None
-        if self.accelerator.distributed_type in _SHARDED:
+        if self.accelerator.distributed_type in SHARDED:
             gathered = self.accelerator.get_state_dict(self.prepared)
             weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
         elif self.accelerator.num_processes > 1:

@@ -25,7 +25,15 @@ from florence2ner.engine.checkpoint import (
 )
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import TrainState, UpdateStep, run_loop
-from florence2ner.engine.runtime import all_or_none, check_equal, is_lost_process, make_accelerator, resolve_workers
+from florence2ner.engine.runtime import (
+    SHARDED,
+    all_or_none,
+    autocast_dtype,
+    check_equal,
+    is_lost_process,
+    make_accelerator,
+    resolve_workers,
+)
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import METRICS_FILE, build_trackers, rewind_metrics, start_trackers
 from florence2ner.errors import UserError
@@ -84,7 +92,7 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
         checkpoint_gradients(model)
     if accelerator.device.type == "cpu" and not config.compile:  # which has a fast one of its own
         use_fast_dropout(model.model.language_model)
-    captioner = Captioner(model, processor)
+    captioner = Captioner(model, processor).to(accelerator.device)
     if config.compile:
         captioner.compile_model()
 
@@ -106,9 +114,11 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
         assert checkpoint is not None
         return checkpoint
     drawn = [fitting.train[i] for i in plan.order(0)[: total_steps * plan.global_batch]]
-    captioner.to(accelerator.device)
     cache = fill_cache(config, accelerator, display, captioner, [*drawn, *fitting.eval], stack)
     features = cache.load if cache else None
+    dtype = autocast_dtype(accelerator)
+    if dtype and accelerator.distributed_type not in SHARDED:  # which want all weights of one type
+        captioner.lower_frozen(dtype)
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     if checkpoint:

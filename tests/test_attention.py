@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from florence2ner.model.adapt import checkpoint_gradients
+from florence2ner.model.adapt import checkpoint_gradients, freeze
 from florence2ner.model.attention import attend_with_dropout
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.dropout import draw_kept, dropout, share_kept, use_fast_dropout
@@ -152,3 +152,28 @@ def test_padding_of_a_prompt_changes_no_loss(built: tuple[Any, Any]) -> None:
         blind = captioner.token_losses(images, padded, None, labels, positions)
     torch.testing.assert_close(alone, beside)
     assert not torch.allclose(alone, blind)
+
+
+@pytest.mark.parametrize("frozen", ["vision", "language"])
+def test_lowered_weights_change_nothing_and_come_back(built: tuple[Any, Any], frozen: str) -> None:
+    model, processor = built
+    model = copy.deepcopy(model)
+    freeze(model, vision=frozen == "vision", language=frozen == "language", other=False)
+    captioner = Captioner(model, processor).eval()
+    inputs = _inputs(processor)
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    ids, labels = inputs["input_ids"], inputs["labels"]
+
+    def losses() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return captioner.token_losses(pixels, ids, None, labels, torch.arange(labels.numel()))
+
+    before, weights = losses(), {name: weight.clone() for name, weight in captioner.state_dict().items()}
+    captioner.lower_frozen(torch.bfloat16)
+    lowered = [name for name, weight in captioner.named_parameters() if weight.dtype == torch.bfloat16]
+    assert lowered
+    assert all({"vision": "vision_tower", "language": "language_model"}[frozen] in name for name in lowered)
+    assert torch.equal(losses(), before)
+    with captioner.whole():
+        torch.testing.assert_close(captioner.state_dict(), weights, rtol=0, atol=0)
+    assert torch.equal(losses(), before)

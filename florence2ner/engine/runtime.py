@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     gather_object,
@@ -21,6 +22,8 @@ from torch import nn
 from torch.distributed import DistError
 
 from florence2ner.errors import UserError
+
+SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
 
 
 def make_accelerator(
@@ -72,6 +75,11 @@ def resolve_mixed_precision(asked: str) -> str:
     else:
         fast = bool(torch.cpu.get_capabilities().get("amx_bf16"))  # without AMX, bf16 is slower than fp32
     return "bf16" if fast else "no"
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """What autocast casts to; None where it is off."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def resolve_workers(accelerator: Accelerator, asked: int | None) -> int:

@@ -63,6 +63,7 @@ class Captioner(nn.Module):
         # Convolutions are about a third faster that way round, and the rest of the tower as fast.
         model.model.vision_tower.to(memory_format=torch.channels_last)
         self._parked: list[nn.Module] = []  # a list, so that the tower in it is not a part of this module
+        self._originals: list[tuple[nn.Parameter, torch.Tensor]] = []  # of what `lower_frozen` has lowered
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, except for what is frozen: that stays in evaluation mode (no dropout, no DropPath)."""
@@ -85,9 +86,12 @@ class Captioner(nn.Module):
 
         A CPU takes them one at a time: its cache holds what one image needs, and a batch gains nothing else there.
         """
+        tower = self.model.model.vision_tower
         pieces = torch.split(pixel_values, 1) if pixel_values.device.type == "cpu" else (pixel_values,)
         inputs = (self.normalise(piece).contiguous(memory_format=torch.channels_last) for piece in pieces)
-        return torch.cat([self.model.model.vision_tower(pixels).last_hidden_state for pixels in inputs])
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return torch.cat([tower(pixels).last_hidden_state for pixels in inputs])
 
     def embed_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images in any form that `encode` takes or gives -> what the language model reads: (B, N, d_model)."""
@@ -110,10 +114,33 @@ class Captioner(nn.Module):
         """Have torch.compile speed up the vision tower and the language model's encoder; weights keep their names.
 
         For each batch size anew, but for the tower on a CPU: torch can't make one that serves all. The decoder meets a
-        new length with every token that it writes, and would be compiled over and over.
+        new length with every token that it writes, and would be compiled over and over. Call it on the final device,
+        when it is settled what is frozen: on a CPU the compiler takes frozen weights for constants, and gains most so.
         """
-        self.model.model.vision_tower.compile(dynamic=False)
-        self.model.model.language_model.encoder.compile(dynamic=False)
+        for part in (self.model.model.vision_tower, self.model.model.language_model.encoder):
+            frozen = not any(parameter.requires_grad for parameter in part.parameters())
+            part.compile(dynamic=False, options={"freezing": frozen and self.image_mean.device.type == "cpu"})
+
+    def fix_weights(self, dtype: torch.dtype | None) -> None:
+        """No weight is going to change, and autocast casts to `dtype` (None: it is off)."""
+        self.requires_grad_(False)
+        if dtype:
+            self.lower_frozen(dtype, for_good=True)
+
+    def lower_frozen(self, dtype: torch.dtype, *, for_good: bool = False) -> None:
+        """Keep the frozen weights that autocast would cast to `dtype` in every step in that precision.
+
+        The results are the same to the bit. `whole` brings back the originals, which wait on the CPU; `for_good`
+        forgets them.
+        """
+        tables = {module.weight for module in self.modules() if isinstance(module, nn.Embedding)}  # tied: not cast
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                for parameter in module.parameters(recurse=False):
+                    if not parameter.requires_grad and parameter not in tables:
+                        if not for_good:
+                            self._originals.append((parameter, parameter.data.cpu()))
+                        parameter.data = parameter.data.to(dtype)
 
     def encoder_weights(self) -> dict[str, torch.Tensor]:
         """All weights that `encode` uses, by name."""
@@ -150,12 +177,17 @@ class Captioner(nn.Module):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """A `with` in which the model has its tower, for saving and loading."""
+        """A `with` in which the model has its tower and all weights in their own precision, for saving and loading."""
         parked = bool(self._parked)
         self.unpark_tower()
+        lowered = [parameter.data for parameter, _ in self._originals]
+        for parameter, original in self._originals:
+            parameter.data = original.to(parameter.device)
         try:
             yield
         finally:
+            for (parameter, _), data in zip(self._originals, lowered, strict=True):
+                parameter.data = data
             if parked:
                 self.park_tower()
 

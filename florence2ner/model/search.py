@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, GenerationConfig
 
@@ -49,7 +49,9 @@ class _Decoder:
         self, model: Florence2ForConditionalGeneration, encoded: Tensor, encoded_mask: Tensor | None, beams: int
     ) -> None:
         self.decoder = model.model.language_model.decoder
-        self.head = model.lm_head
+        self.head = model.lm_head.weight
+        if torch.is_autocast_enabled(encoded.device.type):  # which would cast it anew for each token
+            self.head = self.head.to(torch.get_autocast_dtype(encoded.device.type))
         # Kernels other than ours want keys and values for each beam.
         self.shared = model.config.text_config._attn_implementation == attention.NAME
         cross = DynamicCache()
@@ -77,8 +79,7 @@ class _Decoder:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        logits: Tensor = self.head(hidden[:, -1]).float()
-        return logits
+        return nn.functional.linear(hidden[:, -1], self.head).float()
 
     def take(self, rows: Tensor) -> None:
         """Go on with these rows, which are of the same images as before."""
@@ -145,7 +146,7 @@ def _beam_search(
         length = grown.shape[-1] - start.shape[-1]
         counts = ended & (torch.arange(2 * beams, device=ids.device) < beams)
         new_scores = (chosen_scores / length**penalty).masked_fill(~counts, _NEVER)
-        padded = torch.nn.functional.pad(best, (0, 1), value=config.pad_token_id)
+        padded = nn.functional.pad(best, (0, 1), value=config.pad_token_id)
         best_scores, order = torch.cat([best_scores, new_scores], dim=1).topk(beams)
         best = _pick(torch.cat([padded, grown], dim=1), order)
         exists = torch.cat([exists, counts], dim=1).gather(1, order)

@@ -30,6 +30,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
     plain.to(machine.device).eval()
     model, _ = build_model("base", read_captions(photos), seed=0)
     captioner = Captioner(model, processor).to(machine.device).eval()
+    captioner.fix_weights(machine.dtype if machine.precision != "no" else None)
     if compiled:
         captioner.compile_model()
     written: dict[str, list[int]] = {}
