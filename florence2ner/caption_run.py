@@ -127,8 +127,7 @@ class _Worker:
             [Sample(image, self.config.task_prompt[0]) for image in images],
             self.captioner.processor,
             counts.claim(len(images), self.config.batch_size),
-            workers=resolve_workers(self.accelerator, self.config.dataloader_workers),
-            pin_memory=self.accelerator.device.type == "cuda",
+            workers=resolve_workers(self.accelerator, self.config),
             max_pixels=self.config.max_pixels,
         )
         start = time.perf_counter()

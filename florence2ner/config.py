@@ -35,6 +35,15 @@ class ModelOptions(Config):
     dataloader_workers: int | None = option(
         None, "Processes that decode images, per training process. none: chosen from the machine.", "Machine", ge=0
     )
+    dataloader_prefetch: int | None = option(
+        None,
+        "Batches that each of them keeps ready. none: at least two, and an update's worth together.",
+        "Machine",
+        ge=1,
+    )
+    pin_memory: bool | None = option(
+        None, "Page-locked memory for batches on their way to a GPU. none: wherever there is a GPU.", "Machine"
+    )
 
 
 class PromptOptions(Config):

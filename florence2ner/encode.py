@@ -137,8 +137,7 @@ def _encode(
         samples,
         captioner.processor,
         remaining(),
-        workers=resolve_workers(accelerator, config.dataloader_workers),
-        pin_memory=accelerator.device.type == "cuda",
+        workers=resolve_workers(accelerator, config),
     )
     captioner.eval()
     with display.bar("encoding", total=len(samples)) as bar:

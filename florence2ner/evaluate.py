@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from florence2ner.config import EvalConfig
-from florence2ner.data.loader import FeatureSource, SequentialLoader, Window, deal
+from florence2ner.data.loader import FeatureSource, SequentialLoader, Window, Workers, deal
 from florence2ner.data.samples import EVAL_FOLDER, Sample, discover_samples
 from florence2ner.data.writers import write_text
 from florence2ner.engine.display import Display
@@ -89,7 +89,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         captioner,
         found.samples,
         batch_size=config.batch_size,
-        workers=config.dataloader_workers,
+        workers=resolve_workers(accelerator, config),
         num_beams=config.num_beams,
         max_new_tokens=config.max_new_tokens,
     )
@@ -110,7 +110,7 @@ def evaluate_samples(
     samples: Sequence[Sample],
     *,
     batch_size: int,
-    workers: int | None,
+    workers: Workers,
     num_beams: int,
     max_new_tokens: int,
     generate: int | None = None,
@@ -153,8 +153,7 @@ def evaluate_samples(
         captioner.processor,
         batches,
         features=features,
-        workers=resolve_workers(accelerator, workers),
-        pin_memory=accelerator.device.type == "cuda",
+        workers=workers,
     )
     results: list[_BatchResult] = []
     with display.bar("evaluating", total=len(batches)) as bar:

@@ -17,7 +17,7 @@ from florence2ner.data.samples import Split
 from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
 from florence2ner.engine.display import Bar, Display
 from florence2ner.engine.loop import TrainState, Update
-from florence2ner.engine.runtime import SHARDED, check_same_weights
+from florence2ner.engine.runtime import SHARDED, check_same_weights, resolve_workers
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import log_captions
 from florence2ner.errors import Interrupted, UserError
@@ -158,7 +158,7 @@ class Run:
             self.captioner,
             self.split.eval,
             batch_size=self.config.eval_batch_size,
-            workers=self.config.dataloader_workers,
+            workers=resolve_workers(self.accelerator, self.config),
             num_beams=self.config.num_beams,
             max_new_tokens=self.config.max_new_tokens,
             generate=self.config.eval_batch_size,

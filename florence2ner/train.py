@@ -143,8 +143,7 @@ def _train(config: TrainConfig, stack: ExitStack) -> Path:
         process=accelerator.process_index,
         first=state.step,
         end=total_steps,
-        workers=resolve_workers(accelerator, config.dataloader_workers),
-        pin_memory=accelerator.device.type == "cuda",
+        workers=resolve_workers(accelerator, config),
         features=features,
     )
 

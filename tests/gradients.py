@@ -36,7 +36,7 @@ def main(config: TrainConfig, folder: Path) -> None:
     )
     rank = accelerator.process_index
     end = plan.updates_per_epoch
-    loader = TrainLoader(samples, processor, plan, process=rank, first=0, end=end, workers=0, pin_memory=False)
+    loader = TrainLoader(samples, processor, plan, process=rank, first=0, end=end)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     gradients = {}
 

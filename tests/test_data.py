@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from florence2ner.data.images import ImageError, load_image, to_pixels
-from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan, deal
+from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan, Workers, deal
 from florence2ner.data.samples import discover_images, discover_samples, discover_split, split_to_json
 from florence2ner.data.writers import write_text
 from florence2ner.errors import UserError
@@ -149,7 +149,7 @@ def test_batches_are_what_the_processor_makes(shapes: Path, tiny_model: Path, wo
     model, processor = load_model(tiny_model)
     samples = discover_samples(shapes, "<CAPTION>").samples[:5]
     plan = TrainPlan(samples=5, batch_size=2, accumulation=2, processes=1, seed=0)
-    loader = TrainLoader(samples, processor, plan, process=0, first=0, end=2, workers=workers, pin_memory=False)
+    loader = TrainLoader(samples, processor, plan, process=0, first=0, end=2, workers=Workers(workers))
     windows = list(loader)
     assert [[len(batch.indices) for batch in window.batches] for window in windows] == [[2, 2], [1]]
     assert [i for window in windows for batch in window.batches for i in batch.indices] == plan.order(0).tolist()
@@ -184,9 +184,7 @@ def test_an_unreadable_image_counts_for_nothing_and_is_named(tiny_model: Path, t
     put(tmp_path / "torn.png", "torn").write_bytes(b"\x89PNG")
     _, processor = load_model(tiny_model)
     samples = discover_samples(tmp_path, "<CAPTION>").samples
-    loader = SequentialLoader(
-        samples, processor, deal(len(samples), 2, process=0, processes=1), workers=0, pin_memory=False
-    )
+    loader = SequentialLoader(samples, processor, deal(len(samples), 2, process=0, processes=1))
     ((batch,),) = [window.batches for window in loader]
     assert batch.counted == (True, False)
     assert (batch.labels[1] == IGNORE_INDEX).all()
@@ -198,9 +196,7 @@ def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path
     samples = discover_samples(shapes, "<CAPTION>").samples
     seen = []
     for process in range(3):
-        loader = SequentialLoader(
-            samples, processor, deal(len(samples), 5, process=process, processes=3), workers=0, pin_memory=False
-        )
+        loader = SequentialLoader(samples, processor, deal(len(samples), 5, process=process, processes=3))
         seen += [i for window in loader for i in window.batches[0].indices]
     assert sorted(seen) == list(range(len(samples)))
 

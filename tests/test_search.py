@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
+from florence2ner.model.adapt import freeze
 from florence2ner.model.captioner import Captioner, Decoding
 from florence2ner.model.scratch import build_model
 
@@ -133,3 +134,34 @@ def test_kernels_without_shared_keys_write_the_same(built: tuple[Any, Any], imag
         with torch.no_grad():
             texts.append(captioner.generate(captioner.embed_images(images), ids, mask, Decoding(3, LIMIT)))
     assert texts[0] == texts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fixed", [True, False], ids=["captioning", "training"])
+def test_compiled_parts_give_the_same(built: tuple[Any, Any], images: Tensor, fixed: bool) -> None:
+    model, processor = built
+    ids, _ = _prompts(processor, padded=False)
+    labels = torch.tensor([[0, 7, 8, 9, 2]]).expand(IMAGES, -1)
+    texts, losses, gradients = [], [], []
+    for compiled in (False, True):
+        copied = copy.deepcopy(model)
+        freeze(copied, vision=True, language=False, other=False)
+        captioner = Captioner(copied, processor)
+        if fixed:
+            captioner.fix_weights(None)
+        if compiled:
+            captioner.compile_model()
+        features = captioner.encode(images)
+        loss = captioner.token_losses(features, ids, None, labels, torch.arange(labels.numel())).sum()
+        losses.append(loss.item())
+        if fixed:
+            with torch.no_grad():
+                texts.append(captioner.generate(captioner.embed_images(features), ids, None, Decoding(3, LIMIT)))
+        else:
+            loss.backward()
+            gradients.append({name: p.grad for name, p in copied.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    if fixed:
+        assert texts[0] == texts[1]
+    else:
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)

@@ -31,7 +31,7 @@ def update(
     captioner = Captioner(model, processor).eval()  # dropout is off in the tiny model; eval makes sure
     optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
     plan = TrainPlan(len(samples), batch_size, accumulation, processes=1, seed=0)
-    loader = TrainLoader(samples, processor, plan, process=0, first=number, end=number + 1, workers=0, pin_memory=False)
+    loader = TrainLoader(samples, processor, plan, process=0, first=number, end=number + 1)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     gradients: dict[str, torch.Tensor] = {}
     for name, parameter in captioner.named_parameters():

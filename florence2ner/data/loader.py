@@ -234,6 +234,18 @@ class _PlannedBatches:
             yield from self.plan.window(update, self.process)
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who decodes images ahead of the device, and where to."""
+
+    processes: int = 0
+    prefetch: int | None = None  # batches that each of them keeps ready; None: as many as the loader needs
+    pin_memory: bool = False
+
+
+_NO_WORKERS = Workers()
+
+
 class TrainLoader:
     """The windows of one process, from update `first` up to `end`, over as many epochs as that takes.
 
@@ -250,13 +262,12 @@ class TrainLoader:
         process: int,
         first: int,
         end: int,
-        workers: int,
-        pin_memory: bool,
+        workers: Workers = _NO_WORKERS,
         features: FeatureSource | None = None,
     ) -> None:
         self.planned = _PlannedBatches(plan, process, first, end)
         self.loader = _data_loader(
-            samples, processor, self.planned, workers, pin_memory, depth=plan.accumulation, features=features
+            samples, processor, self.planned, workers, depth=plan.accumulation, features=features
         )
 
     def __iter__(self) -> Iterator[Window]:
@@ -279,15 +290,12 @@ class SequentialLoader:
         processor: Florence2Processor,
         batches: Iterable[Sequence[int]],
         *,
-        workers: int,
-        pin_memory: bool,
+        workers: Workers = _NO_WORKERS,
         max_pixels: int = MAX_PIXELS,
         features: FeatureSource | None = None,
     ) -> None:
         draws = ([Draw(index) for index in batch] for batch in batches)
-        self.loader = _data_loader(
-            samples, processor, draws, workers, pin_memory, max_pixels=max_pixels, features=features
-        )
+        self.loader = _data_loader(samples, processor, draws, workers, max_pixels=max_pixels, features=features)
 
     def __iter__(self) -> Iterator[Window]:
         return (Window((batch,)) for batch in self.loader)
@@ -303,8 +311,7 @@ def _data_loader(
     samples: Sequence[Sample],
     processor: Florence2Processor,
     batch_sampler: Iterable[list[Draw]],
-    workers: int,
-    pin_memory: bool,
+    workers: Workers,
     *,
     depth: int = 1,
     max_pixels: int = MAX_PIXELS,
@@ -315,10 +322,10 @@ def _data_loader(
         SampleDataset(samples, (height, width), max_pixels, features),
         batch_sampler=batch_sampler,
         collate_fn=Collator(samples, processor),
-        num_workers=workers,
+        num_workers=workers.processes,
         # A window is taken whole before its first forward: keep one ready, or the device waits for it.
-        prefetch_factor=max(2, -(-depth // workers)) if workers else None,
-        pin_memory=pin_memory,
+        prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,
+        pin_memory=workers.pin_memory,
         # Its own, or each new iterator would draw a seed from the global one and a resumed run would part ways.
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_main_process,

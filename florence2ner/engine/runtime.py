@@ -21,6 +21,8 @@ from accelerate.utils import (
 from torch import nn
 from torch.distributed import DistError
 
+from florence2ner.config import ModelOptions
+from florence2ner.data.loader import Workers
 from florence2ner.errors import UserError
 
 SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
@@ -82,14 +84,19 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
-def resolve_workers(accelerator: Accelerator, asked: int | None) -> int:
-    """Decoding processes beside this process: those asked for, or a share of the machine's cores.
+def resolve_workers(accelerator: Accelerator, config: ModelOptions) -> Workers:
+    """Decoding processes beside this process: what `config` asks for, or a share of the machine's cores."""
+    on_gpu = accelerator.device.type == "cuda"
+    asked = config.dataloader_workers
+    return Workers(
+        processes=_share_of_cores(accelerator) if asked is None else asked,
+        prefetch=config.dataloader_prefetch,
+        pin_memory=on_gpu if config.pin_memory is None else config.pin_memory,
+    )
 
-    Without an accelerator the model itself keeps every core busy, and decoding in between costs the least.
-    """
-    if asked is not None:
-        return asked
-    if accelerator.device.type == "cpu":
+
+def _share_of_cores(accelerator: Accelerator) -> int:
+    if accelerator.device.type == "cpu":  # the model itself keeps them busy: decoding in between costs the least
         return 0
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(8, max(1, (os.cpu_count() or 1) // processes_here))

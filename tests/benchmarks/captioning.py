@@ -50,7 +50,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
     def ours() -> None:
         batches = [range(len(paths))]
         samples = [Sample(path, PROMPT) for path in paths]
-        loader = SequentialLoader(samples, processor, batches, workers=0, pin_memory=False)
+        loader = SequentialLoader(samples, processor, batches)
         run_loop(loader, step, lambda *_: False, device=machine.device)
 
     def step(window: Window) -> None:

@@ -32,7 +32,7 @@ def measure() -> dict[str, float]:
         model, processor = build_model("tiny", read_captions(data), seed=0)
         samples = discover_samples(data, "<CAPTION>").samples
         plan = TrainPlan(len(samples), BATCH, ACCUMULATION, processes=1, seed=0)
-        loader = TrainLoader(samples, processor, plan, process=0, first=0, end=UPDATES, workers=0, pin_memory=False)
+        loader = TrainLoader(samples, processor, plan, process=0, first=0, end=UPDATES)
         windows = list(loader)
     accelerator = make_accelerator("no", seed=0)
     captioner = Captioner(model, processor).train()

@@ -165,8 +165,6 @@ class Ours(Contestant):
             process=0,
             first=self.epochs * updates,
             end=(self.epochs + 1) * updates,
-            workers=0,
-            pin_memory=False,
             features=self.features,
         )
         run_loop(loader, self.step, lambda *_: False, device=self.accelerator.device)
