@@ -20,6 +20,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"length_penalty": 2.0},
     {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
     {"no_repeat_ngram_size": 0},
+    {"no_repeat_ngram_size": 1},
 ]
 
 

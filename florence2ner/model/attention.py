@@ -60,8 +60,8 @@ def attend(
 
 def _attend_channels(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Channels attend to channels: (B, G, C, N) -> the same shape, with C small and N the places of the map."""
-    weights = (torch.matmul(query, key.transpose(2, 3)) * scaling).softmax(dim=-1)
-    return torch.matmul(weights.to(value.dtype), value)
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # scaled first: float16 can't hold sums over a map
+    return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
 def _attend_shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 _LEVELS = 1 << 16
-_INTEGERS = {2: torch.int16, 4: torch.int32}  # by the bytes of a floating-point number
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a floating-point number
 
 
 def use_fast_dropout(language_model: Any) -> None:

@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, GenerationConfig
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from florence2ner.model import attention
 
@@ -23,7 +24,7 @@ Stop = Callable[[Tensor, None], Tensor]  # ids so far (R, T) -> whether each row
 def search(
     model: Florence2ForConditionalGeneration,
     input_ids: Tensor,
-    logits_processor: Processor,
+    logits_processor: Sequence[Processor],
     stopping_criteria: Stop,
     generation_config: GenerationConfig,
     *,
@@ -37,9 +38,33 @@ def search(
     decoder's start.
     """
     decoder = _Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
+    processors = [
+        _ban_repetition(processor.ngram_size) if isinstance(processor, NoRepeatNGramLogitsProcessor) else processor
+        for processor in logits_processor
+    ]
+
+    def process(ids: Tensor, scores: Tensor) -> Tensor:
+        for processor in processors:
+            scores = processor(ids, scores)
+        return scores
+
     find = _beam_search if generation_config.num_beams > 1 else _one_by_one
-    rows = find(decoder, input_ids, logits_processor, stopping_criteria, generation_config)
+    rows = find(decoder, input_ids, process, stopping_criteria, generation_config)
     return pad_sequence(list(rows), batch_first=True, padding_value=generation_config.pad_token_id)
+
+
+def _ban_repetition(size: int) -> Processor:
+    """NoRepeatNGramLogitsProcessor without its loops in Python, for which a device waits at each token."""
+
+    def ban(ids: Tensor, scores: Tensor) -> Tensor:
+        if ids.shape[1] < size:
+            return scores
+        ngrams = ids.unfold(1, size, 1)  # (R, T - size + 1, size)
+        repeats = (ngrams[..., :-1] == ids[:, None, ids.shape[1] - size + 1 :]).all(-1)
+        limits = torch.where(repeats, -torch.inf, torch.inf).to(scores.dtype)
+        return scores.scatter_reduce(1, ngrams[..., -1], limits, "amin")
+
+    return ban
 
 
 class _Decoder:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from florence2ner.config import TrainConfig
 from florence2ner.data.loader import IGNORE_INDEX, FeatureSource, TrainLoader, TrainPlan
@@ -118,6 +118,7 @@ class HuggingFace(Contestant):
             disable_tqdm=True,
         )
         self.trainer = Trainer(self.model, arguments, self.inputs, self.samples)
+        self.trainer.remove_callback(PrinterCallback)
 
     def epoch(self) -> None:
         self.trainer.train()
