@@ -69,7 +69,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
     }
     turns["generate, batched"]()  # the first of each is slower: memory and kernels are being set up
     ours()
-    taken = take_turns(machine, turns, seconds=90, rounds=(2, 5))
+    taken = take_turns(machine, turns, seconds=60, rounds=(2, 5))
     assert {tokens for counts in written.values() for tokens in counts} == {TOKENS}, written
     seconds = {name: value / len(paths) for name, value in medians(taken).items()}
     return {

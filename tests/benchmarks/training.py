@@ -194,7 +194,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, peak: float) -> Mea
         "ours, later epochs": ours.epoch,
     }
     ours.first_epoch()  # the others run after it, warm as it is
-    taken = take_turns(machine, turns, seconds=150, rounds=(2, 5))
+    taken = take_turns(machine, turns, seconds=100, rounds=(2, 5))
     seconds = {name: value / images for name, value in medians(taken).items()}
     with FlopCounterMode(display=False) as counter:
         ours.epoch()
