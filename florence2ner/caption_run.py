@@ -4,6 +4,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from florence2ner.engine.memory import Pieces
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_workers
 from florence2ner.engine.sharing import SharedCounts
 from florence2ner.engine.signals import StopSignals
-from florence2ner.errors import Interrupted
+from florence2ner.errors import Interrupted, UserError
 from florence2ner.model.answers import flag_problems, parse_answer
 from florence2ner.model.captioner import Captioner, Decoding, Generated
 from florence2ner.model.loading import load_model
@@ -118,6 +119,7 @@ class _Worker:
         self.decoding = Decoding(**decoding_settings(config))
         self.style = text_style(config)
         self.pieces = Pieces(config.batch_size, display.warn)
+        self.second_pieces = Pieces(config.batch_size, display.warn)  # more beams, more memory
 
     def caption(self, plan: Plan) -> int | None:
         """Take images of the plan until none is left. Returns the signal that any process was stopped by, if any."""
@@ -180,8 +182,8 @@ class _Worker:
             flags = [self._flags(question, one) for one in generated]
             doubtful = [i for i, found in enumerate(flags) if found] if self.config.retry else []
             if doubtful:
-                again = self._generate(question, embedded[[wanted[i] for i in doubtful]], _second_try(self.decoding))
-                for i, other in zip(doubtful, again, strict=True):
+                again = self._try_again(question, embedded[[wanted[i] for i in doubtful]])
+                for i, other in zip(doubtful, again, strict=False):
                     if len(better := self._flags(question, other)) < len(flags[i]):
                         generated[i], flags[i] = other, better
             for row, one, found in zip(wanted, generated, flags, strict=True):
@@ -189,6 +191,15 @@ class _Worker:
                 if content or question.may_be_empty:
                     answers[row].append(Answer(question, content, found))
         return [tuple(given) for given in answers]
+
+    def _try_again(self, question: Question, embedded: torch.Tensor) -> list[Generated]:
+        """Second answers; none where memory doesn't suffice for more beams: the first ones stay."""
+        decoding = _second_try(self.decoding)
+        with suppress(UserError):
+            return self.second_pieces.run(
+                lambda piece: self._generate(question, embedded[piece], decoding), len(embedded)
+            )
+        return []
 
     def _generate(self, question: Question, embedded: torch.Tensor, decoding: Decoding) -> list[Generated]:
         ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(embedded), -1)

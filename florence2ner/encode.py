@@ -16,7 +16,7 @@ from florence2ner.data.loader import SequentialLoader, Window
 from florence2ner.data.samples import Sample, name_some
 from florence2ner.engine.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import resolve_workers
+from florence2ner.engine.runtime import SHARDED, resolve_workers
 from florence2ner.engine.sharing import SharedCounts
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
@@ -79,7 +79,8 @@ def fill_cache(
         display.warn(f"{len(unreadable)} images can't be read and are skipped: {some}")
     if left and accelerator.is_main_process:
         display.warn(f"{left} images have no place in the feature cache {directory} and are encoded in every epoch")
-    if not (left or unreadable):  # the blank picture in the place of an unreadable one takes the tower too
+    # The blank picture in the place of an unreadable one takes the tower too; FSDP wraps its layers by name.
+    if not (left or unreadable) and accelerator.distributed_type not in SHARDED:
         captioner.park_tower()
     return cache
 

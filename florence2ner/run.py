@@ -204,7 +204,7 @@ class Run:
         """Write a checkpoint of this step."""
         config = self.config
         weights = None
-        if self.accelerator.distributed_type in SHARDED:
+        if self.accelerator.distributed_type in SHARDED:  # where the tower is never parked
             gathered = self.accelerator.get_state_dict(self.prepared)
             weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
         elif self.accelerator.num_processes > 1:

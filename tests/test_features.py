@@ -224,3 +224,15 @@ def test_grouping_by_length_keeps_every_sample_and_is_a_function_of_seed_and_epo
         return sum(max(batch) * len(batch) for batch in batches) / sum(map(sum, batches)) - 1
 
     assert padding(plan()) < 0.1 < 0.5 < padding(plan(lengths=None))
+
+
+def test_a_feature_lost_on_the_way_is_computed_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The tower is away by then, and comes back."""
+    settings = {"feature_cache": "disk", "feature_cache_dir": tmp_path / "cache", "eval_steps": None, "max_steps": 2}
+    config = make_config(**settings)
+    train(config)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.suffix]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])  # as after a power failure
+    train(make_config(run_name="after", **settings))
+    assert not any(path.exists() for path in files)  # the next run makes them anew

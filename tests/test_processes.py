@@ -197,3 +197,19 @@ def test_the_launcher_that_makes_strangers_is_refused(make_config: MakeConfig, s
     assert "do not see each other" in run.stderr
     assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2" in run.stderr
     assert not list_checkpoints(config.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_the_original_layout_resumes_with_another_number_of_processes(
+    make_config: MakeConfig, start: Start, tmp_path: Path, before: int, after: int
+) -> None:
+    settings = {"export_layout": "original", "eval_steps": None, "save_steps": 2, "max_steps": 3, "keep_states": True}
+    config = make_config(train_batch_size=4 // before, gradient_accumulation_steps=2, **settings)
+    command = ("florence2ner", "train", "--config", write(config, tmp_path))
+    finish(start(*command, processes=before))
+    changes = ("--run-name", "other", "--train-batch-size", 4 // after, "--resume", config.run_dir / "step-2")
+    finish(start(*command, *changes, processes=after))
+    runs = (config.run_dir, config.output_dir / "other")
+    one, other = (load_file(next((run / "step-3").glob("*.safetensors"))) for run in runs)
+    assert max(relative_differences(one, other).values()) < 1e-4

@@ -87,6 +87,7 @@ class FeatureCache:
             return None
         content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:  # the power failed while it was written
+            self._file(key).unlink(missing_ok=True)  # the next run makes it anew
             return None
         return safetensors.torch.load(content)["feature"]
 

@@ -49,6 +49,15 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory, from where a GPU takes it without a wait. For the DataLoader."""
+        pinned: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **pinned)
+
     @property
     def label_tokens(self) -> int:
         """Number of tokens that the loss is taken over; asks no device."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 
 from florence2ner.engine.loop import TrainState
 from florence2ner.engine.runtime import all_or_none
@@ -53,12 +54,11 @@ def save_checkpoint(
             export(unfinished)
 
     def write_state() -> None:
-        hook = None if with_weights else accelerator.register_save_state_pre_hook(_leave_out_weights)
+        hook = accelerator.register_save_state_pre_hook(_unwrap_weights if with_weights else _leave_out_weights)
         try:
             accelerator.save_state(str(unfinished / STATE_FOLDER))
         finally:
-            if hook:
-                hook.remove()
+            hook.remove()
 
     def put_in_place() -> None:
         if accelerator.is_main_process:
@@ -140,9 +140,10 @@ def holds_weights(checkpoint: Path) -> bool:
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
     """Bring optimizer and random generators back, and the weights where they are part of the state."""
     folder = checkpoint / STATE_FOLDER
-    hook = None if holds_weights(checkpoint) else accelerator.register_load_state_pre_hook(_leave_out_models)
-    accelerator.load_state(str(folder))
-    if hook:
+    hook = accelerator.register_load_state_pre_hook(_unwrap_models if holds_weights(checkpoint) else _leave_out_models)
+    try:
+        accelerator.load_state(str(folder))
+    finally:
         hook.remove()
 
 
@@ -187,6 +188,16 @@ def _link(link: Path, target: Path) -> None:
 def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) -> None:
     """The export holds the weights already; Accelerate would write them a second time."""
     weights.clear()
+
+
+def _unwrap_weights(models: list[Any], weights: list[dict[str, Any]], directory: str) -> None:
+    """Weights by the names that they have without DDP, so that any number of processes can load them."""
+    weights[:] = [extract_model_from_parallel(model).state_dict() for model, _ in zip(models, weights, strict=False)]
+
+
+def _unwrap_models(models: list[Any], directory: str) -> None:
+    """The models that take those names."""
+    models[:] = [extract_model_from_parallel(model) for model in models]
 
 
 def _leave_out_models(models: list[Any], directory: str) -> None:

@@ -86,6 +86,7 @@ class Captioner(nn.Module):
 
         A CPU takes them one at a time: its cache holds what one image needs, and a batch gains nothing else there.
         """
+        self.unpark_tower()  # a feature may be lost while training goes on
         tower = self.model.model.vision_tower
         pieces = torch.split(pixel_values, 1) if pixel_values.device.type == "cpu" else (pixel_values,)
         inputs = (self.normalise(piece).contiguous(memory_format=torch.channels_last) for piece in pieces)
@@ -264,6 +265,7 @@ class Captioner(nn.Module):
             "num_beams": decoding.num_beams,
             "do_sample": decoding.temperature is not None,
             "max_new_tokens": limit,
+            "pad_token_id": pad,
             "suppress_tokens": [self.model.config.image_token_id],
             "bad_words_ids": self._ids_of(decoding.bad_words),
         }

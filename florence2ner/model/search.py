@@ -144,6 +144,8 @@ def _beam_search(
 ) -> Sequence[Tensor]:
     """The text whose log-likelihood, divided by its length to the power of length_penalty, is the best found."""
     beams, penalty, early = config.num_beams, config.length_penalty, config.early_stopping
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    candidates = (1 + len(ends)) * beams
     ids = rearrange(start, "(b k) t -> b k t", k=beams)
     scores = torch.zeros(ids.shape[:2], device=ids.device)
     scores[:, 1:] = _NEVER  # all beams start alike: only one of them counts
@@ -157,19 +159,19 @@ def _beam_search(
         likelihoods = processor(flat, decoder.next_logits(flat).log_softmax(-1))
         vocabulary = likelihoods.shape[-1]
         totals = (rearrange(likelihoods, "(b k) v -> b k v", k=beams) + scores.unsqueeze(-1)).flatten(1)
-        # Twice as many as there are beams: even if half of them end, as many go on.
+        # So many that as many as there are beams go on, even if each of the others ends.
         if config.do_sample:
-            chosen = totals.softmax(-1).multinomial(2 * beams)
+            chosen = totals.softmax(-1).multinomial(candidates)
             chosen_scores = totals.gather(1, chosen)
         else:
-            chosen_scores, chosen = totals.topk(2 * beams)
+            chosen_scores, chosen = totals.topk(candidates)
         parents = chosen // vocabulary
-        grown = torch.cat([_pick(ids, parents), (chosen % vocabulary).unsqueeze(-1)], dim=-1)  # (B, 2K, T + 1)
+        grown = torch.cat([_pick(ids, parents), (chosen % vocabulary).unsqueeze(-1)], dim=-1)  # (B, C, T + 1)
         ended = rearrange(stop(grown.flatten(0, 1), None), "(b c) -> b c", b=len(ids))
 
         # Texts that end among the first K candidates compete with those that ended before.
         length = grown.shape[-1] - start.shape[-1]
-        counts = ended & (torch.arange(2 * beams, device=ids.device) < beams)
+        counts = ended & (torch.arange(candidates, device=ids.device) < beams)
         new_scores = (chosen_scores / length**penalty).masked_fill(~counts, _NEVER)
         padded = nn.functional.pad(best, (0, 1), value=config.pad_token_id)
         best_scores, order = torch.cat([best_scores, new_scores], dim=1).topk(beams)

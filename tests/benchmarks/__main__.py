@@ -17,7 +17,7 @@ from tests.benchmarks import captioning, decode, loop, training
 from tests.benchmarks.machine import Machine
 
 OUTPUT = Path("benchmarks")
-FAST = 4e11  # floating-point operations a second, below which a batch of four takes too long for a benchmark
+FAST = 4e11  # floating-point operations a second, below which batches of four take too long for a benchmark
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     machine = Machine(torch.device(arguments.device), resolve_mixed_precision("auto"))
     peak = machine.matmul_peak()
     print(f"{machine}, matmul peak {peak / 1e9:.0f} GFLOP/s", flush=True)
-    batch_size = 4 if peak > FAST else 2
+    batch_size = 4 if peak > FAST else 1
     with TemporaryDirectory() as folder:
         figures: dict[str, Any] = {"machine": str(machine), "matmul_peak": peak}
         figures |= training.measure(machine, Path(folder, "training"), batch_size, peak)
