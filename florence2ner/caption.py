@@ -64,6 +64,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
             _show(plan, display)
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
+            plan.output.finish()  # a run may have been killed before it did
     if _processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
     from florence2ner.caption_run import run  # torch takes seconds, and was not needed until here

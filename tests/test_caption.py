@@ -265,6 +265,19 @@ def test_two_processes_print_in_turn(start: Start, images: Path, model: Path, tm
     assert not list((tmp_path / ".cache" / "florence2ner").iterdir()), "no lock is left"
 
 
+@pytest.mark.parametrize("moment", ["before the array", "after the array"])
+def test_a_json_array_survives_a_kill_at_its_end(run: Caption, images: Path, tmp_path: Path, moment: str) -> None:
+    output = tmp_path / "captions.json"
+    run(output=output)
+    rows = json.loads(output.read_text())
+    (tmp_path / "captions.unfinished.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if moment == "before the array":
+        output.unlink()
+    assert run(output=output).kept == len(rows) == 5
+    assert json.loads(output.read_text()) == rows
+    assert not (tmp_path / "captions.unfinished.jsonl").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["sidecars", "jsonl"])
 def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(

@@ -80,9 +80,10 @@ class RecordFile:
 
     def finish(self) -> None:
         """Write the array, where it is one, and remove what was needed on the way."""
-        if self.path.suffix == ".json":
-            rows = [*_read_rows(self.path), *_read_rows(self._lines)]
-            write_text(self.path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        if self.path.suffix == ".json" and (self._lines.exists() or not self.path.exists()):
+            # A run that was killed right here has left its rows in both.
+            rows = {(row["path"], row["task"]): row for row in (*_read_rows(self.path), *_read_rows(self._lines))}
+            write_text(self.path, json.dumps(list(rows.values()), ensure_ascii=False, indent=1) + "\n")
             self._lines.unlink(missing_ok=True)
         remove_lock(self._lines)
 
