@@ -110,6 +110,7 @@ class UpdateStep:
                 losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())
+                del losses  # and its graph, whose memory the next forward then finds free
         loss_sum = accelerator.reduce(torch.cat(sample_losses).sum())
         gradient_norm = torch.as_tensor(
             accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf)
