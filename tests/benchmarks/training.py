@@ -8,6 +8,7 @@ of its own, for its peak memory.
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,7 +51,7 @@ def make_dataset(folder: Path, count: int) -> Path:
     return photos
 
 
-class Contestant:
+class Contestant(ABC):
     """One way to train. `epoch` passes once over the dataset."""
 
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
@@ -60,8 +61,8 @@ class Contestant:
         freeze(self.model, vision=True, language=False, other=False)
         self.model.to(machine.device)
 
-    def epoch(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def epoch(self) -> None: ...
 
     def inputs(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         """What the processor makes of a batch, and labels padded to its longest caption."""
