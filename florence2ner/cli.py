@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from florence2ner.config import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.config.base import Config, load_config
+from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
 from florence2ner.errors import Interrupted, UserError
-from florence2ner.settings import Config, load_config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,7 +54,7 @@ def main() -> None:
 def _leave_processes() -> None:
     """Close the connections to the other processes, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from florence2ner.engine.runtime import leave
+        from florence2ner.engine.collectives import leave
 
         leave()
 
@@ -145,7 +145,7 @@ def _shown(default: Any) -> str | bool:
 @_command(TrainConfig, name="train")
 def _train(config: TrainConfig) -> None:
     """Fine-tune Florence-2 on a folder of images and captions."""
-    from florence2ner.train import train
+    from florence2ner.training.train import train
 
     train(config)
 
@@ -153,7 +153,7 @@ def _train(config: TrainConfig) -> None:
 @_command(EvalConfig, name="eval")
 def _eval(config: EvalConfig) -> None:
     """Say how good a model is: loss, perplexity, exact match, captions beside the truth."""
-    from florence2ner.evaluate import evaluate
+    from florence2ner.evaluation.evaluate import evaluate
 
     evaluate(config)
 
@@ -161,7 +161,7 @@ def _eval(config: EvalConfig) -> None:
 @_command(CaptionConfig, name="caption")
 def _caption(config: CaptionConfig) -> int:
     """Caption images and folders: a .txt beside each image, existing ones kept."""
-    from florence2ner.caption import caption
+    from florence2ner.captioning.caption import caption
 
     return 3 if caption(config).failed else 0
 
@@ -177,8 +177,8 @@ def _init_model(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 42,
 ) -> None:
     """Make a new Florence-2 with random weights and a vocabulary of its own."""
-    from florence2ner.data.samples import read_captions
-    from florence2ner.model.scratch import init_model
+    from florence2ner.data.layouts.pairs import read_captions
+    from florence2ner.model.checkpoints.scratch import init_model
 
     init_model(directory, preset=preset, captions=read_captions(dataset_path), seed=seed)
 
@@ -193,7 +193,7 @@ def _convert(
     ],
 ) -> None:
     """Convert a Florence-2 between Microsoft's original layout and the native one, and check the result."""
-    from florence2ner.model.loading import convert
+    from florence2ner.model.checkpoints.loading import convert
 
     convert(source, destination, layout=layout)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from florence2ner.caption import caption
-from florence2ner.config import CaptionConfig, EvalConfig, TrainConfig
-from florence2ner.data.samples import read_captions
-from florence2ner.data.writers import sidecar_of
+from florence2ner.captioning.caption import caption
+from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.data.formats import sidecar_of
+from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.errors import UserError
-from florence2ner.evaluate import evaluate
-from florence2ner.model.scratch import init_model
-from florence2ner.train import train
+from florence2ner.evaluation.evaluate import evaluate
+from florence2ner.model.checkpoints.scratch import init_model
+from florence2ner.training.train import train
 
 SIDE = 64  # pixels
 SIZES = {"small": 9, "large": 15}  # radius in pixels

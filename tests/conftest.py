@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.config import TrainConfig
+from florence2ner.config.commands import TrainConfig
 from tests import starting
 from tests.starting import ROOT, Running
 
@@ -48,8 +48,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A tiny Florence-2 with random weights. Read only."""
-    from florence2ner.data.samples import read_captions
-    from florence2ner.model.scratch import init_model
+    from florence2ner.data.layouts.pairs import read_captions
+    from florence2ner.model.checkpoints.scratch import init_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     init_model(folder, preset="tiny", captions=read_captions(shapes), seed=7)

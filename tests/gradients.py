@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 
-from florence2ner.config import TrainConfig
-from florence2ner.data.loader import TrainLoader, TrainPlan
-from florence2ner.data.samples import discover_samples
-from florence2ner.engine.loop import UpdateStep
-from florence2ner.engine.runtime import leave, make_accelerator
+from florence2ner.config.base import load_config
+from florence2ner.config.commands import TrainConfig
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import TrainLoader
+from florence2ner.data.order import TrainPlan
+from florence2ner.engine.collectives import leave
+from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.loading import load_model
-from florence2ner.settings import load_config
-from florence2ner.train import token_losses
+from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.training.step import UpdateStep, token_losses
 
 
 def main(config: TrainConfig, folder: Path) -> None:

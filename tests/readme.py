@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from florence2ner.config import TrainConfig
-from florence2ner.settings import Config
+from florence2ner.config.base import Config
+from florence2ner.config.commands import TrainConfig
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"

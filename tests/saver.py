@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from florence2ner.engine.checkpoint import list_checkpoints, load_train_state, save_checkpoint, sweep
-from florence2ner.engine.loop import TrainState
+from florence2ner.engine.checkpoint import TrainState, list_checkpoints, load_train_state, save_checkpoint, sweep
 from florence2ner.engine.runtime import make_accelerator
-from florence2ner.model.loading import load_model, save_model
+from florence2ner.model.checkpoints.loading import load_model, save_model
 
 
 def main(model_dir: Path, run_dir: Path, tries: int) -> None:

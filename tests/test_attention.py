@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2ner.model.adapt import checkpoint_gradients, freeze
-from florence2ner.model.attention import attend_with_dropout
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.dropout import draw_kept, dropout, share_kept, use_fast_dropout
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.kernels.attention import attend_with_dropout
+from florence2ner.model.kernels.dropout import draw_kept, dropout, share_kept, use_fast_dropout
 
 RATE = 0.3
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.config import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.config.base import load_config
+from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
 from florence2ner.errors import UserError
-from florence2ner.settings import load_config
 
 ORIGINAL_DEFAULTS = {
     "model_name": "microsoft/Florence-2-base",

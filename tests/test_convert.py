@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from florence2ner import CaptionConfig, EvalConfig, TrainConfig, UserError, caption, evaluate, load_model, train
 from florence2ner.cli import main
 from florence2ner.demo import draw_dataset
-from florence2ner.model import loading
-from florence2ner.model.files import read_json
-from florence2ner.model.loading import convert, save_model
+from florence2ner.model.checkpoints import loading
+from florence2ner.model.checkpoints.files import read_json
+from florence2ner.model.checkpoints.loading import convert, save_model
 from tests.conftest import ColdStart, Start
 
 MakeConfig = Callable[..., TrainConfig]

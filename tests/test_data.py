@@ -8,13 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
+from florence2ner.data.batch import IGNORE_INDEX
+from florence2ner.data.formats import discover_images
 from florence2ner.data.images import ImageError, load_image, to_pixels
-from florence2ner.data.loader import IGNORE_INDEX, SequentialLoader, TrainLoader, TrainPlan, Workers, deal
-from florence2ner.data.samples import discover_images, discover_samples, discover_split, split_to_json
-from florence2ner.data.writers import write_text
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import SequentialLoader, TrainLoader, Workers
+from florence2ner.data.order import TrainPlan, deal
+from florence2ner.data.split import discover_split, split_to_json
 from florence2ner.errors import UserError
+from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.loading import load_model
+from florence2ner.model.checkpoints.loading import load_model
 
 
 def put(path: Path, caption: str | None = None) -> Path:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from florence2ner import TrainConfig, UserError, train
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
-from florence2ner.data.loader import TrainPlan
+from florence2ner.data.order import TrainPlan
 from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.model.captioner import Captioner
 from tests.conftest import Start

@@ -17,12 +17,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from florence2ner.data import images, samples
+from florence2ner.data import formats, images
+from florence2ner.data.formats import discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image, load_pixels, to_pixels
-from florence2ner.data.samples import discover_images, discover_samples, discover_split, read_split, split_to_json
-from florence2ner.data.writers import sidecar_of, write_text
-from florence2ner.engine.display import Display
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.split import discover_split, read_split, split_to_json
+from florence2ner.display import Display
 from florence2ner.errors import UserError
+from florence2ner.files import write_text
 from tests.conftest import ROOT
 
 Array = np.ndarray
@@ -145,7 +147,7 @@ def test_sixteen_bits_span_the_eight(tmp_path: Path) -> None:
 @pytest.mark.parametrize("plugin", ["pillow_heif", "pillow_jxl"])
 def test_plugins_are_used_where_they_are_installed(tmp_path: Path, plugin: str) -> None:
     pytest.importorskip(plugin)
-    assert samples.load_plugin(plugin)
+    assert formats.load_plugin(plugin)
     path = tmp_path / ("a.HEIC" if plugin == "pillow_heif" else "a.jxl")
     path.write_bytes(encoded(PICTURE, "HEIF" if plugin == "pillow_heif" else "JXL", quality=95))
     assert discover_images([tmp_path]) == [path]
@@ -155,7 +157,7 @@ def test_plugins_are_used_where_they_are_installed(tmp_path: Path, plugin: str) 
 def test_without_its_plugin_a_heic_is_listed_but_not_trained_on_and_says_what_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(samples.PLUGINS, ".heic", "no_such_plugin")
+    monkeypatch.setitem(formats.PLUGINS, ".heic", "no_such_plugin")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (tmp_path / "a.txt").write_text("a caption")
     assert discover_images([tmp_path]) == [tmp_path / "a.heic"]
@@ -512,7 +514,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "a.png").touch()
     code = (
-        "import sys, pathlib; from florence2ner.data.samples import discover_images, discover_samples\n"
+        "import sys, pathlib; from florence2ner.data.formats import discover_images\nfrom florence2ner.data.layouts.pairs import discover_samples\n"
         "root, refused = pathlib.Path(sys.argv[1]), []\n"
         "assert discover_images([root], refused) == [root / 'a.png']\n"
         "assert refused == [root / 'closed'], refused\n"
@@ -575,7 +577,7 @@ def test_a_caption_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
 def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     code = (
-        "import sys, pathlib; from florence2ner.data.samples import discover_images; "
+        "import sys, pathlib; from florence2ner.data.formats import discover_images; "
         "assert discover_images([pathlib.Path(sys.argv[1])]); sys.exit(bool({'PIL', 'torch'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 0

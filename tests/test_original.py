@@ -24,16 +24,16 @@ from transformers import (
 )
 
 from florence2ner.errors import UserError
-from florence2ner.model.files import read_state_dict
-from florence2ner.model.original import (
+from florence2ner.model.checkpoints.files import read_state_dict
+from florence2ner.model.checkpoints.original import (
     is_original,
     load_original,
     native_to_original_config,
     original_name,
     save_original,
 )
-from florence2ner.model.processing import TASK_TOKENS, build_generation_config, build_processor
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.processing import TASK_TOKENS, build_generation_config, build_processor
+from florence2ner.model.checkpoints.scratch import build_model
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared" / "oracles" / "florence2-original"
 TINY = ORACLE / "original-tiny"

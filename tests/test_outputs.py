@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from florence2ner import CaptionConfig, UserError
-from florence2ner.caption import Plan, make_plan
-from florence2ner.data.outputs import Answer, Question, Record
-from florence2ner.data.records import RecordFile
-from florence2ner.data.samples import discover_images
+from florence2ner.captioning.plan import Plan, make_plan
+from florence2ner.data.formats import discover_images
+from florence2ner.outputs.answers import Answer, Question, Record
+from florence2ner.outputs.records import RecordFile
 
 
 def plan(*paths: Path, **settings: Any) -> Plan:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner import TrainConfig, train
-from florence2ner.data.samples import discover_samples
+from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.checkpoint import list_checkpoints
 from tests import gradients

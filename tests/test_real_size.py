@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from florence2ner import CaptionConfig, EvalConfig, TrainConfig, caption, evaluate, train
-from florence2ner.data.samples import read_captions
-from florence2ner.model.scratch import init_model
+from florence2ner.data.layouts.pairs import read_captions
+from florence2ner.model.checkpoints.scratch import init_model
 from tests.photos import SIZE, make_photos
 
 

@@ -19,7 +19,7 @@ from florence2ner import TrainConfig, UserError, load_model, train
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.errors import Interrupted
-from florence2ner.model.files import read_json
+from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import Start
 
 MakeConfig = Callable[..., TrainConfig]

@@ -11,7 +11,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2ner.model.adapt import freeze
 from florence2ner.model.captioner import Captioner, Decoding
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.scratch import build_model
 
 IMAGES, LIMIT = 6, 40
 SETTINGS: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
-from florence2ner.data.samples import read_captions
+from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.errors import UserError
 from florence2ner.model.answers import flag_problems, parse_answer
 from florence2ner.model.tasks import TASKS, Task, find_task, prompt_of
@@ -47,7 +47,7 @@ def original_cases(facts: dict[str, Any]) -> list[tuple[Task, str, tuple[int, in
 
 
 def test_planning_needs_no_torch() -> None:
-    code = "import sys, florence2ner.model.answers, florence2ner.data.text; sys.exit('torch' in sys.modules)"
+    code = "import sys, florence2ner.model.answers, florence2ner.outputs.style; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

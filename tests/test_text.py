@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from florence2ner.data.text import TextStyle, strip_opening
 from florence2ner.errors import UserError
+from florence2ner.outputs.style import TextStyle, strip_opening
 
 IMAGE = Path("photos/10_sks dog/rex.v2.jpg")
 

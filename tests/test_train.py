@@ -15,10 +15,10 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from florence2ner import CaptionConfig, EvalConfig, TrainConfig, UserError, caption, evaluate, train
 from florence2ner.cli import main
-from florence2ner.data.samples import discover_samples
-from florence2ner.data.writers import sidecar_of
+from florence2ner.data.formats import sidecar_of
+from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.demo import draw_dataset
-from florence2ner.model.loading import load_model
+from florence2ner.model.checkpoints.loading import load_model
 from tests.conftest import ColdStart, Start
 
 MakeConfig = Callable[..., TrainConfig]
@@ -279,7 +279,7 @@ def test_help_answers_at_once(cold_start: ColdStart) -> None:
 
     _, errors = cold_start("-X", "importtime", "-m", "florence2ner", "--help").communicate(timeout=60)
     imported = {line.rpartition("|")[2].strip() for line in errors.splitlines()}
-    assert {"typer", "florence2ner.config"} <= imported
+    assert {"typer", "florence2ner.config.commands"} <= imported
     assert not imported & {"torch", "transformers", "accelerate", "numpy", "PIL"}
 
 

@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torch.optim.lr_scheduler import LambdaLR
 
-from florence2ner.data.loader import TrainLoader, TrainPlan
-from florence2ner.data.samples import Sample, discover_samples
-from florence2ner.engine.loop import Update, UpdateStep
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import TrainLoader
+from florence2ner.data.order import TrainPlan
+from florence2ner.data.samples import Sample
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.loading import load_model
-from florence2ner.train import token_losses
+from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.training.step import Update, UpdateStep, token_losses
 
 
 def samples_of_different_lengths(shapes: Path) -> list[Sample]:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from florence2ner import CaptionConfig, EvalConfig, TrainConfig, caption, evaluate, train
-from florence2ner.engine.runtime import leave
-from florence2ner.settings import load_config
+from florence2ner.config.base import load_config
+from florence2ner.engine.collectives import leave
 
 
 def main(config: TrainConfig, results: Path, images: Path) -> None:

@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from florence2ner.data.writers import append_text, sweep_unfinished
 from florence2ner.errors import UserError
+from florence2ner.files import append_text, sweep_unfinished
 
 DECODING = "1"  # to be raised whenever images.py decodes or resizes differently: old features are then not found
 _DIGESTS = "digests.jsonl"  # what files held when they were last read, told by size and times

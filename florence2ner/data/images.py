@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from florence2ner.data.samples import PACKAGES, PLUGINS, load_plugin
+from florence2ner.data.formats import PACKAGES, PLUGINS, load_plugin
 
 MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
 _EXIF_ORIENTATION = 0x0112

@@ -6,20 +6,39 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 
-from florence2ner.engine.loop import TrainState
-from florence2ner.engine.runtime import all_or_none
+from florence2ner.engine.collectives import all_or_none
 from florence2ner.errors import UserError
 
 STATE_FOLDER, STATE_FILE = "state", "train_state.json"
 LATEST, BEST = "latest", "best"
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
+
+
+@dataclass
+class TrainState:
+    """Where a training run stands, all of it plain numbers and text: saved as JSON beside the optimizer's state."""
+
+    step: int = 0  # optimizer updates done, skipped ones included: the position in the data
+    samples_seen: int = 0
+    skipped_updates: int = 0  # for a loss or gradient that was not finite
+    skipped_in_a_row: int = 0
+    unlogged_loss: float = 0.0  # nats, and the tokens they are summed over, since the last log line
+    unlogged_tokens: int = 0
+    best_step: int | None = None  # the checkpoint with the best metric, and that metric
+    best_saved_value: float | None = None
+    best_value: float | None = None  # of all evaluations, for early stopping
+    evaluation_due: bool = False  # a signal came before the evaluation of this step
+    evaluations_since_best: int = 0
+    processes: int = 1
+    global_batch: int = 0  # samples per update: with the seed, it fixes the order of the data
+    tracker_id: str = ""  # of the Weights & Biases run
 
 
 def save_checkpoint(

@@ -13,9 +13,9 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import LoggerType
 from PIL import Image
 
-from florence2ner.data.writers import write_text
-from florence2ner.engine.display import Display
+from florence2ner.display import Display
 from florence2ner.errors import UserError
+from florence2ner.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 TABLE_COLUMNS = ("truth", "prediction", "image")

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
-from florence2ner.model.attention import use_fast_attention
+from florence2ner.model.kernels.attention import use_fast_attention
 from florence2ner.model.search import search
 
 

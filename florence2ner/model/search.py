@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, GenerationConfig
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
-from florence2ner.model import attention
+from florence2ner.model.kernels import attention
 
 _NEVER = -1e9  # score of a beam that must not be chosen
 Processor = Callable[[Tensor, Tensor], Tensor]  # ids so far (R, T) and scores (R, V) -> scores

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from florence2ner.data.loader import SequentialLoader, Window, expand_prompt
-from florence2ner.data.samples import Sample, discover_images, read_captions
+from florence2ner.data.batch import Window, expand_prompt
+from florence2ner.data.formats import discover_images
+from florence2ner.data.layouts.pairs import read_captions
+from florence2ner.data.loader import SequentialLoader
+from florence2ner.data.samples import Sample
 from florence2ner.engine.loop import run_loop
 from florence2ner.model.captioner import Captioner, Decoding
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.scratch import build_model
 from tests.benchmarks.machine import Machine, medians, take_turns
 from tests.benchmarks.training import PROMPT, make_dataset
 

@@ -9,16 +9,18 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from florence2ner.data.loader import TrainLoader, TrainPlan, Window
-from florence2ner.data.samples import discover_samples, read_captions
+from florence2ner.data.batch import Window
+from florence2ner.data.layouts.pairs import discover_samples, read_captions
+from florence2ner.data.loader import TrainLoader
+from florence2ner.data.order import TrainPlan
 from florence2ner.demo import draw_dataset
-from florence2ner.engine.loop import UpdateStep, run_loop
+from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.scratch import build_model
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
-from florence2ner.train import token_losses
+from florence2ner.training.step import UpdateStep, token_losses
 from tests.benchmarks.machine import Machine, medians, take_turns
 
 UPDATES, BATCH, ACCUMULATION = 4, 16, 2

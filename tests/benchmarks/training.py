@@ -20,20 +20,23 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from florence2ner.config import TrainConfig
-from florence2ner.data.loader import IGNORE_INDEX, FeatureSource, TrainLoader, TrainPlan
-from florence2ner.data.samples import Sample, discover_samples, read_captions
-from florence2ner.encode import fill_cache
-from florence2ner.engine.display import Display
-from florence2ner.engine.loop import UpdateStep, run_loop
+from florence2ner.config.commands import TrainConfig
+from florence2ner.data.batch import IGNORE_INDEX
+from florence2ner.data.layouts.pairs import discover_samples, read_captions
+from florence2ner.data.loader import FeatureSource, TrainLoader
+from florence2ner.data.order import TrainPlan
+from florence2ner.data.samples import Sample
+from florence2ner.display import Display
+from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, resolve_mixed_precision
 from florence2ner.model.adapt import checkpoint_gradients, freeze
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.dropout import use_fast_dropout
-from florence2ner.model.scratch import build_model
+from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.kernels.dropout import use_fast_dropout
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
-from florence2ner.train import token_losses
+from florence2ner.training.encode import fill_cache
+from florence2ner.training.step import UpdateStep, token_losses
 from tests.benchmarks.machine import Machine, medians, take_turns
 from tests.photos import make_photos
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from florence2ner.data.samples import CAPTION_EXTENSION
 from florence2ner.errors import UserError
 
 _UNFINISHED = ".unfinished"
@@ -109,11 +108,6 @@ def _end_of_last_line(file: RawIOBase) -> int:
             return start + newline + 1
         position = start
     return 0
-
-
-def sidecar_of(image: Path) -> Path:
-    """The caption file of an image: same folder, same stem."""
-    return image.with_name(image.stem + CAPTION_EXTENSION)
 
 
 def has_text(path: Path) -> bool:

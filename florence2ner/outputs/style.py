@@ -6,8 +6,8 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-from florence2ner.data.writers import as_utf8
 from florence2ner.errors import UserError, did_you_mean
+from florence2ner.files import as_utf8
 
 _FIELDS = ("caption", "stem", "folder")
 

@@ -12,8 +12,8 @@ from transformers import AutoProcessor, Florence2ForConditionalGeneration, Flore
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
-from florence2ner.model.files import one_line, weight_files
-from florence2ner.model.original import is_original, load_original, save_original
+from florence2ner.model.checkpoints.files import one_line, weight_files
+from florence2ner.model.checkpoints.original import is_original, load_original, save_original
 
 # A bar per file read or written would tear the run's own, and its hints are about code, not about a user's run.
 logging.disable_progress_bar()

@@ -1,6 +1,6 @@
 """What the user sees while a run goes on: lines and one progress bar, from the main process only, on stderr."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,3 +63,9 @@ class Display:
         )
         with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
             yield Bar(progress, total, completed)
+
+
+def name_some(names: Sequence[object], limit: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more

@@ -12,17 +12,21 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.table import Table
 
-from florence2ner.config import EvalConfig
-from florence2ner.data.loader import FeatureSource, SequentialLoader, Window, Workers, deal
-from florence2ner.data.samples import EVAL_FOLDER, Sample, discover_samples
-from florence2ner.data.writers import write_text
-from florence2ner.engine.display import Display
+from florence2ner.config.commands import EvalConfig
+from florence2ner.data.batch import Window
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import FeatureSource, SequentialLoader, Workers, resolve_workers
+from florence2ner.data.order import deal
+from florence2ner.data.samples import Sample
+from florence2ner.data.split import EVAL_FOLDER
+from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_workers
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator
 from florence2ner.errors import UserError
+from florence2ner.files import write_text
 from florence2ner.metrics import exact_match
 from florence2ner.model.captioner import Captioner, Decoding
-from florence2ner.model.loading import load_model
+from florence2ner.model.checkpoints.loading import load_model
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,13 @@ from transformers import (
 )
 
 from florence2ner.errors import UserError
-from florence2ner.model.loading import save_model
-from florence2ner.model.processing import TASK_TOKENS, build_generation_config, build_processor, build_tokenizer
+from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.model.checkpoints.processing import (
+    TASK_TOKENS,
+    build_generation_config,
+    build_processor,
+    build_tokenizer,
+)
 
 Preset = Literal["tiny", "base", "large"]
 

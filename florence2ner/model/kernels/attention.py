@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function
 from transformers.models.florence2.modeling_florence2 import Florence2VisionChannelAttention
 
-from florence2ner.model.dropout import draw_kept, draw_seed, drop_, share_kept
+from florence2ner.model.kernels.dropout import draw_kept, draw_seed, drop_, share_kept
 
 NAME = "florence2ner"
 

@@ -10,14 +10,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from florence2ner.config import TrainConfig
+from florence2ner.config.commands import TrainConfig
+from florence2ner.data.batch import Window
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
-from florence2ner.data.loader import SequentialLoader, Window
-from florence2ner.data.samples import Sample, name_some
-from florence2ner.engine.display import Display
+from florence2ner.data.loader import SequentialLoader, resolve_workers
+from florence2ner.data.samples import Sample
+from florence2ner.display import Display, name_some
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import SHARDED, resolve_workers
-from florence2ner.engine.sharing import SharedCounts
+from florence2ner.engine.queue import SharedCounts
+from florence2ner.engine.runtime import SHARDED
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from florence2ner.data.samples import discover_images
+from florence2ner.data.formats import discover_images
 
 _PAUSE = 1.0  # seconds between two looks; at most a sixth of the time goes into looking
 

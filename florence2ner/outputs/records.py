@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from florence2ner.data.outputs import Answer, Question, Record
-from florence2ner.data.writers import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
 from florence2ner.errors import UserError
+from florence2ner.files import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
+from florence2ner.outputs.answers import Answer, Question, Record
 
 METADATA = "metadata.jsonl"  # the name that Hugging Face's imagefolder reads
 STANDARD_OUTPUT = "-"

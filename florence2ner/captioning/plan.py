@@ -1,4 +1,4 @@
-"""Folder in, captions out: what is to be done, decided before torch is imported; `caption_run.py` does it."""
+"""What is to be captioned and where the captions go, decided before torch is imported."""
 
 import os
 from collections.abc import Sequence
@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from florence2ner.config import CaptionConfig
-from florence2ner.data.outputs import Output, Question, Sidecars
-from florence2ner.data.records import STANDARD_OUTPUT, RecordFile, StandardOutput
-from florence2ner.data.samples import ALL_EXTENSIONS, discover_images, name_some
-from florence2ner.data.text import TextStyle
-from florence2ner.engine.display import Display
-from florence2ner.errors import UserError, did_you_mean
-from florence2ner.model.tasks import TASKS, find_task, prompt_of
+from florence2ner.config.commands import CaptionConfig
+from florence2ner.data.formats import ALL_EXTENSIONS
+from florence2ner.errors import UserError
+from florence2ner.model.tasks import find_task, prompt_of
+from florence2ner.outputs.answers import Output, Question
+from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
+from florence2ner.outputs.sidecars import Sidecars
+from florence2ner.outputs.style import TextStyle
 
-_SHOWN = 10  # images named by --dry-run
 _DECODING = (
     *("num_beams", "max_new_tokens", "temperature", "top_p", "top_k"),
     *("no_repeat_ngram_size", "repetition_penalty", "length_penalty", "bad_words"),
@@ -39,37 +38,6 @@ class Plan:
     todo: tuple[tuple[Path, tuple[Question, ...]], ...]
     kept: int  # images with all their answers
     output: Output
-
-
-def caption(config: CaptionConfig) -> CaptionSummary:
-    """Caption the images named and those below the folders named; what has captions already is kept by default.
-
-    Each process takes what no other has taken. An image that can't be read is named, counted and skipped. Raises
-    UserError when there is no image, when two images would share a caption file and when nothing can be written, and
-    Interrupted after SIGINT or SIGTERM; what was finished by then is on the disk.
-    """
-    text_style(config)  # a mistake in a template shows before anything else
-    plan = None
-    display = Display(is_main=_is_main())
-    if _is_main():
-        for prompt in config.task_prompt:
-            if prompt not in TASKS:
-                display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
-        unreadable: list[Path] = []
-        images = discover_images(config.paths, unreadable)
-        if unreadable:
-            display.warn(f"{len(unreadable)} folders can't be read and are left out: {name_some(unreadable)}")
-        plan = make_plan(config, images)
-        if config.dry_run:
-            _show(plan, display)
-        elif not plan.todo and not config.watch:
-            display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
-            plan.output.finish()  # a run may have been killed before it did
-    if _processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
-        return CaptionSummary(done=0, kept=plan.kept, failed=0)
-    from florence2ner.caption_run import run  # torch takes seconds, and was not needed until here
-
-    return run(config, plan, display)
 
 
 def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> Plan:
@@ -127,15 +95,6 @@ def decoding_settings(config: CaptionConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
-def _show(plan: Plan, display: Display) -> None:
-    """What `--dry-run` prints."""
-    display.say(f"{len(plan.todo)} images would be captioned, {plan.kept} have captions already")
-    for image, _ in plan.todo[:_SHOWN]:
-        display.say(f"  {image} -> {plan.output.place_of(image)}")
-    if len(plan.todo) > _SHOWN:
-        display.say(f"  and {len(plan.todo) - _SHOWN} more")
-
-
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
     """Raise UserError where caption files would be taken for images, or boxes would replace what is to be extended."""
     if Path(f"a{config.caption_extension}").suffix.lower() in ALL_EXTENSIONS:
@@ -148,11 +107,7 @@ def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...])
         )
 
 
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _processes() -> int:
+def processes_started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -171,6 +126,6 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
             full_names=config.on_collision == "full-name",
         )
     if str(config.output) == STANDARD_OUTPUT:
-        return StandardOutput(questions, config.model_name, settings, shared=_processes() > 1)
+        return StandardOutput(questions, config.model_name, settings, shared=processes_started() > 1)
     overwrite = config.existing == "overwrite"
     return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)

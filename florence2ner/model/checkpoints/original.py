@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2ner.errors import UserError
-from florence2ner.model import processing
-from florence2ner.model.files import one_line, read_json, read_state_dict, section
-from florence2ner.model.processing import IMAGE_TOKEN
+from florence2ner.model.checkpoints import processing
+from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, section
+from florence2ner.model.checkpoints.processing import IMAGE_TOKEN
 
 _MASK_TOKEN = "<mask>"
 _IMAGE_PROJECTION = "image_projection"

@@ -1,7 +1,5 @@
 """What happens around the updates of a training run: logging, evaluation, checkpoints, and reasons to stop."""
 
-import os
-import shlex
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,32 +8,26 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
-from florence2ner.config import TrainConfig
+from florence2ner.config.commands import TrainConfig
+from florence2ner.data.batch import Window
 from florence2ner.data.images import ImageError, load_image
-from florence2ner.data.loader import FeatureSource, Window
-from florence2ner.data.samples import Split
-from florence2ner.engine.checkpoint import list_checkpoints, save_checkpoint
-from florence2ner.engine.display import Bar, Display
-from florence2ner.engine.loop import TrainState, Update
-from florence2ner.engine.runtime import SHARDED, check_same_weights, resolve_workers
+from florence2ner.data.loader import FeatureSource, resolve_workers
+from florence2ner.data.split import Split
+from florence2ner.display import Bar, Display
+from florence2ner.engine.checkpoint import TrainState, list_checkpoints, save_checkpoint
+from florence2ner.engine.collectives import check_same_weights
+from florence2ner.engine.runtime import SHARDED
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import log_captions
 from florence2ner.errors import Interrupted, UserError
-from florence2ner.evaluate import Evaluation, evaluate_samples
+from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
 from florence2ner.metrics import is_better
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.loading import save_model
+from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.training.run_folder import resume_command
+from florence2ner.training.step import Update
 
 _THUMBNAIL = (192, 192)  # pixels, of the pictures in the table of captions
-
-
-def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
-    """How to go on with the run, as a clause of a message."""
-    if checkpoint is None:
-        return "there is no checkpoint yet: start the same command again"
-    launcher = "accelerate launch (your options) -m " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    settings = shlex.quote(str(config.run_dir / "config.yaml"))
-    return f"resume with: {launcher}florence2ner train --config {settings} --resume latest"
 
 
 @dataclass

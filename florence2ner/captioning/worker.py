@@ -13,25 +13,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from florence2ner.caption import CaptionSummary, Plan, decoding_settings, make_plan, text_style
-from florence2ner.config import CaptionConfig
-from florence2ner.data.loader import Batch, SequentialLoader, Window, expand_prompt
-from florence2ner.data.outputs import Answer, Content, Question, Record
-from florence2ner.data.records import json_line
+from florence2ner.captioning.plan import CaptionSummary, Plan, decoding_settings, make_plan, text_style
+from florence2ner.captioning.watch import Watch
+from florence2ner.config.commands import CaptionConfig
+from florence2ner.data.batch import Batch, Window, expand_prompt
+from florence2ner.data.loader import SequentialLoader, resolve_workers
 from florence2ner.data.samples import Sample
-from florence2ner.data.watch import Watch
-from florence2ner.data.writers import append_text, as_utf8, remove_lock, write_text
-from florence2ner.engine.display import Display
+from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import Pieces
-from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_workers
-from florence2ner.engine.sharing import SharedCounts
+from florence2ner.engine.queue import SharedCounts
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted, UserError
+from florence2ner.files import append_text, as_utf8, remove_lock, write_text
 from florence2ner.model.answers import flag_problems, parse_answer
 from florence2ner.model.captioner import Captioner, Decoding, Generated
-from florence2ner.model.loading import load_model
+from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.tasks import find_task
+from florence2ner.outputs.answers import Answer, Content, Question, Record
+from florence2ner.outputs.records import json_line
 
 _NAMED = 10  # images named on the way (per process), and in the summary; --failures names all
 _rounds = itertools.count()

@@ -1,0 +1,63 @@
+"""What the processes of a run do together, and what they must agree on."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import (
+    gather_object,
+)
+from torch import nn
+from torch.distributed import DistError
+
+from florence2ner.errors import UserError
+
+
+def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
+    """Do `action` in every process. Where it fails in one, all raise; none is left waiting for it."""
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:
+        failure = error
+    failures = gather_object([failure and f"{type(failure).__name__}: {failure}"])
+    if failure:
+        raise failure
+    if first := next(filter(None, failures), None):
+        raise RuntimeError(f"another process failed: {first}")
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of a command that went well."""
+    PartialState().destroy_process_group()
+
+
+def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
+    """Assert that all processes hold the same weights: from here on a difference would only grow."""
+    sums = torch.stack([parameter.detach().double().sum() for parameter in model.parameters()])[None]
+    everywhere = accelerator.gather(sums)
+    assert (everywhere == everywhere[0]).all(), "the processes hold different weights; please report this as a bug"
+
+
+def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+    """Raise UserError where a fact is not the same in all processes, naming it and the processes that differ."""
+    hashes = [{name: hashlib.sha256(repr(fact).encode()).hexdigest() for name, fact in facts.items()}]
+    everywhere = gather_object(hashes) if accelerator.num_processes > 1 else hashes
+    differing = {
+        name: ranks
+        for name in facts
+        if (ranks := [str(rank) for rank, other in enumerate(everywhere) if other[name] != everywhere[0][name]])
+    }
+    if differing:
+        what = "; ".join(f"the {name} of process {', '.join(ranks)}" for name, ranks in differing.items())
+        raise UserError(
+            f"not the same as in process 0: {what}; start the same command with the same files on every machine"
+        )
+
+
+def is_lost_process(error: Exception) -> bool:
+    """Whether an error in a collective operation means that another process has gone, or did not answer in time."""
+    text = str(error)
+    return isinstance(error, DistError) or any(sign in text for sign in ("gloo", "NCCL", "process group", "by peer"))
