@@ -1,17 +1,21 @@
-"""Fixtures: a tiny model, a small drawn dataset, and the command line as a user starts it."""
+"""Fixtures: tiny models, a small drawn dataset, and the commands as a user starts them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from florence2ner.config.commands import TrainConfig
-from tests import starting
-from tests.starting import ROOT, Running
+from florence2ner.config.commands import CaptionConfig, TrainConfig
+from tests.programs import starting
+from tests.programs.starting import ROOT, Running
+
+pytest.register_assert_rewrite("tests.support", "tests.model.checkpoints.support")
 
 # Read when torch, transformers and wandb are imported, so set before anything imports them. This file itself does not:
 # under xdist the first process only hands out the tests, and the others wait for it.
@@ -24,6 +28,8 @@ os.environ.update({"PYTHONPATH": str(ROOT), "COLUMNS": "200"})  # of all process
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+Caption = Callable[..., Any]
+MakeConfig = Callable[..., TrainConfig]
 Start = Callable[..., Running]
 ColdStart = Callable[..., "subprocess.Popen[str]"]
 
@@ -56,8 +62,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_model: Path) -> Path:
+    """A tiny model that has learnt to write something. Read only."""
+    from florence2ner import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = {"max_steps": 30, "train_batch_size": 8, "gradient_accumulation_steps": 1, "warmup_steps": 0}
+    settings |= {"learning_rate": 3e-3, "gradient_checkpointing": False, "eval_steps": None, "save_steps": None}
+    config = TrainConfig(
+        dataset_path=shapes,
+        model_name=str(tiny_model),
+        output_dir=folder,
+        log_with=("none",),
+        feature_cache="off",
+        epochs=99,
+        **settings,
+    )
+    return train(config)
+
+
 @pytest.fixture
-def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> Callable[..., TrainConfig]:
+def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> MakeConfig:
     """Settings of a quick run on `shapes`, in a folder of the test's own."""
 
     def make(**changes: object) -> TrainConfig:
@@ -84,8 +110,34 @@ def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> Callable[...,
 
 
 @pytest.fixture
+def images(tmp_path: Path, shapes: Path) -> Path:
+    """Five images in a folder and a subfolder, without captions."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(5):
+        shutil.copy(shapes / f"000{number}.png", folder / ("sub" if number > 2 else "") / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run(trained_model: Path, images: Path) -> Caption:
+    """Caption `images` quickly, with other settings where given."""
+    from florence2ner import caption
+
+    def run(**changes: object) -> Any:
+        quick: dict[str, object] = {"paths": (images,), "model_name": str(trained_model), "batch_size": 2}
+        quick |= {"num_beams": 1, "max_new_tokens": 16, "retry": False}
+        return caption(CaptionConfig.model_validate(quick | changes))
+
+    return run
+
+
+@pytest.fixture
 def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `python -m ARGS`, by default from the test's folder; `processes=2` as a launcher does. See starting.py."""
+    """Start `python -m ARGS`, by default from the test's folder; `processes=2` as a launcher does.
+
+    See programs/starting.py.
+    """
     with ExitStack() as stack:
 
         def start(*args: object, cwd: Path = tmp_path, processes: int = 1, network: str = "", **env: str) -> Running:

@@ -9,19 +9,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2ner import TrainConfig
 from florence2ner.engine.checkpoint import list_checkpoints
-from tests.conftest import ColdStart, Start
-from tests.starting import launched
+from tests.conftest import ColdStart, MakeConfig, Start
+from tests.programs.starting import launched
 
-MakeConfig = Callable[..., TrainConfig]
 MACHINES = ("f2n-a", "f2n-b")
 TIMEOUT = 40  # seconds that a machine waits for the other
 pytestmark = pytest.mark.slow

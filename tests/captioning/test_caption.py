@@ -1,0 +1,64 @@
+"""Folder in, captions out: nothing is loaded where nothing is to do, and no kill costs a caption."""
+
+import json
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Caption, ColdStart, Start
+from tests.support import files_in, many
+
+
+def test_dry_run_and_nothing_to_do_need_no_torch(cold_start: ColdStart, images: Path) -> None:
+    for flags, said in ((["--dry-run"], "5 images would be captioned"), ([], "nothing to do: all 5 images")):
+        before = files_in(images)
+        watch = "import sys; from florence2ner.cli import main; sys.argv = sys.argv[1:]\n"
+        watch += "try: main()\nfinally: assert 'torch' not in sys.modules"
+        result = cold_start("-c", watch, "florence2ner", "caption", images, *flags)
+        _, errors = result.communicate(timeout=60)
+        assert result.returncode == 0, errors
+        assert said in errors
+        assert files_in(images) == before
+        for image in images.rglob("*.png"):
+            image.with_suffix(".txt").write_text("done\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["sidecars", "jsonl"])
+def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
+    run: Caption, start: Start, images: Path, trained_model: Path, shapes: Path, tmp_path: Path, form: str
+) -> None:
+    run(paths=(shapes,), output=tmp_path / "expected.jsonl")
+    rows = map(json.loads, (tmp_path / "expected.jsonl").read_text().splitlines())
+    expected = {Path(row["path"]).name: row["caption"] for row in rows}
+    shutil.rmtree(images)
+    images.mkdir()
+    paths = many(images, shapes, 300)
+    output = tmp_path / "captions.jsonl"
+    flags = ["--model-name", trained_model, "--batch-size", 2, "--num-beams", 1, "--max-new-tokens", 16, "--no-retry"]
+    flags += ["--output", output] if form == "jsonl" else []
+
+    def written() -> dict[Path, str]:
+        if form == "sidecars":
+            return {path.with_suffix(".png"): path.read_text() for path in images.glob("*.txt")}
+        lines = output.read_text().split("\n")[:-1] if output.exists() else []
+        rows = [json.loads(line) for line in lines]
+        assert len({row["path"] for row in rows}) == len(rows), "no image twice"
+        return {tmp_path / row["path"]: row["caption"] + "\n" for row in rows}
+
+    rng = random.Random(0)
+    for _ in range(5):
+        goal = len(written()) + rng.randint(1, 10)
+        running = start("florence2ner", "caption", images, *flags, processes=2)
+        while len(written()) < goal:
+            assert running.poll() is None, running.stderr
+        running.poll(rng.uniform(0, 0.05))  # somewhere in the next batch
+        running.signal(signal.SIGKILL)
+        assert running.wait().returncode == -signal.SIGKILL
+    assert 0 < len(written()) < 300, "it was killed on the way"
+    result = start("florence2ner", "caption", images, *flags, processes=2).wait()
+    assert result.returncode == 0, result.stderr
+    assert written() == {path: expected[path.resolve().name] + "\n" for path in paths}

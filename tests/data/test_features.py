@@ -1,0 +1,60 @@
+"""The feature cache itself: no stale or torn feature, names that tell all, and memory that is given back."""
+
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
+
+
+def test_torn_and_stale_features_are_never_read(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), "red").save(image)
+    feature = torch.randn(3, 4).bfloat16()
+    cache = FeatureCache(tmp_path / "cache", "abc")
+    cache.keys = cache.identify([image, tmp_path / "gone.png"])
+    assert cache.missing([image]) == [image]
+    assert cache.store(image, feature)
+    assert torch.equal(cache.load(image), feature)
+    assert cache.missing([image]) == []
+
+    (file,) = [path for path in cache.folder.rglob("*") if path.is_file()]
+    for torn in (file.read_bytes()[:-9], bytes(file.stat().st_size), b""):
+        file.write_bytes(torn)
+        assert cache.load(image) is None
+
+    cache.store(image, feature)
+    Image.new("RGB", (8, 8), "blue").save(image)
+    again = FeatureCache(tmp_path / "cache", "abc")
+    again.keys = again.identify([image])
+    assert again.load(image) is None, "the image has changed"
+    assert FeatureCache(tmp_path / "cache", "other").load(image) is None
+
+
+def test_the_fingerprint_changes_with_weights_and_facts() -> None:
+    tensor = torch.arange(6.0).view(2, 3)
+    names = {
+        fingerprint_of({"a": tensor}, 1),
+        fingerprint_of({"a": tensor}, 2),
+        fingerprint_of({"b": tensor}, 1),
+        fingerprint_of({"a": tensor + 1e-6}, 1),
+        fingerprint_of({"a": tensor.T}, 1),
+        fingerprint_of({"a": tensor.bfloat16()}, 1),
+    }
+    assert len(names) == 6
+    channels_last = torch.randn(2, 3, 4, 4)
+    assert fingerprint_of({"a": channels_last}) == fingerprint_of(
+        {"a": channels_last.contiguous(memory_format=torch.channels_last)}
+    )
+
+
+def test_memory_is_given_back_also_that_of_killed_runs() -> None:
+    with memory_directory() as directory:
+        assert str(os.getpid()) in directory.name
+        abandoned = directory.with_name(directory.name.replace(str(os.getpid()), "999999999"))
+        abandoned.mkdir()
+    assert not directory.exists()
+    with memory_directory():
+        assert not abandoned.exists()

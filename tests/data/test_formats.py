@@ -1,0 +1,140 @@
+"""The walk that finds images: links, odd names, folders that can't be read, plugins that are missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florence2ner.data import formats
+from florence2ner.data.formats import discover_images, sidecar_of
+from florence2ner.data.images import ImageError, load_image
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.split import discover_split, read_split, split_to_json
+from florence2ner.display import Display
+from florence2ner.files import write_text
+from tests.conftest import ROOT
+from tests.data.support import PICTURE, put
+
+
+def test_discover_images_takes_files_and_folders_once(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "a.png"), put(tmp_path / "sub" / "b.png")
+    assert discover_images([second, tmp_path]) == [second, first]
+
+
+def test_a_file_named_twice_is_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "other.png").symlink_to("a.png")  # a link to a file is a file of its own
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "./a.png", "link/a.png", str(tmp_path / "a.png"), ".", "other.png"]
+    assert discover_images(map(Path, names)) == [Path("a.png"), Path("other.png")]
+
+
+def test_without_its_plugin_a_heic_is_listed_but_not_trained_on_and_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(formats.PLUGINS, ".heic", "no_such_plugin")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "a.txt").write_text("a caption")
+    assert discover_images([tmp_path]) == [tmp_path / "a.heic"]
+    assert discover_samples(tmp_path, "<CAPTION>").samples == ()
+    with pytest.raises(ImageError, match=r"^needs the Python package no_such_plugin$"):
+        load_image(tmp_path / "a.heic")
+
+
+def names_below(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in discover_images([root])]
+
+
+@pytest.mark.parametrize(("link", "real"), [("a", "b"), ("b", "a")])
+def test_a_linked_folder_is_listed_once_under_its_real_name(tmp_path: Path, link: str, real: str) -> None:
+    (tmp_path / real / "deep").mkdir(parents=True)
+    (tmp_path / real / "deep" / "x.jpg").touch()
+    (tmp_path / link).symlink_to(real)
+    (tmp_path / real / "deep" / "up").symlink_to("../..")  # a loop
+    assert names_below(tmp_path) == [f"{real}/deep/x.jpg"]
+
+
+def test_links_that_lead_outside_are_followed_once(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (outside / "x.png").touch()
+    (outside / "back").symlink_to(root)
+    (root / "one").symlink_to(outside)
+    (root / "two").symlink_to(outside)
+    (root / "file.JPG").symlink_to(outside / "x.png")
+    (root / "gone.png").symlink_to("nowhere")
+    (root / "gone").symlink_to("nowhere")
+    assert names_below(root) == ["file.JPG", "gone.png", "one/x.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "a.png").touch()
+    code = (
+        "import sys, pathlib; from florence2ner.data.formats import discover_images\n"
+        "from florence2ner.data.layouts.pairs import discover_samples\n"
+        "root, refused = pathlib.Path(sys.argv[1]), []\n"
+        "assert discover_images([root], refused) == [root / 'a.png']\n"
+        "assert refused == [root / 'closed'], refused\n"
+        "print(discover_samples(root, '<CAPTION>').report()[-1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    if os.geteuid() == 0:  # root may read everything, unless it gives that up
+        if not shutil.which("setpriv"):
+            pytest.skip("as root this needs setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"1 folders can't be read and are left out: {tmp_path}/closed\n"
+
+
+def test_order_is_each_folders_files_then_its_folders(tmp_path: Path) -> None:
+    for name in ("b/a.png", "b/c/z.png", "b-2/a.png", "z.png", "B.png", ".hidden/a.png", "b/.a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names_below(tmp_path) == ["B.png", "z.png", "b/a.png", "b/c/z.png", "b-2/a.png"]
+
+
+ODD_NAMES = [
+    "a b[1]*?.png",
+    "ü 日本 🙂.png",
+    "two\nlines.png",
+    "n" * 251 + ".png",
+    os.fsdecode(b"caf\xe9.png"),
+    "a..PNG",
+]
+
+
+def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / os.fsdecode(b"folder \xe9")
+    root.mkdir()
+    for name in ODD_NAMES:
+        Image.fromarray(PICTURE).save(root / name, "PNG")
+        write_text(sidecar_of(root / name), "a caption")
+    assert sorted(root.iterdir()) == sorted({root / n for n in ODD_NAMES} | {sidecar_of(root / n) for n in ODD_NAMES})
+    found = discover_samples(root, "<CAPTION>")
+    assert {sample.image.name for sample in found.samples} == set(ODD_NAMES)
+    for sample in found.samples:
+        assert load_image(sample.image).size == (48, 32)
+        Display(is_main=True).warn(f"{sample.image} is skipped")
+    shown = capfd.readouterr().err
+    assert "\\udce9.png is skipped" in shown
+    assert "ü 日本 🙂.png" in shown
+    split, _ = discover_split(root, "<CAPTION>", eval_ratio=0.3, seed=0)
+    write_text(tmp_path / "split.json", split_to_json(split, root))
+    assert read_split(tmp_path / "split.json", root, "<CAPTION>") == split
+
+
+def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    code = (
+        "import sys, pathlib; from florence2ner.data.formats import discover_images; "
+        "assert discover_images([pathlib.Path(sys.argv[1])]); sys.exit(bool({'PIL', 'torch'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 0

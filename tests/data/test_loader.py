@@ -1,0 +1,32 @@
+"""Loading: images that can't be read count for nothing, and shares cover all samples."""
+
+from pathlib import Path
+
+from florence2ner.data.batch import IGNORE_INDEX
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import SequentialLoader
+from florence2ner.data.order import deal
+from florence2ner.model.checkpoints.loading import load_model
+from tests.data.support import put
+
+
+def test_an_unreadable_image_counts_for_nothing_and_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    put(tmp_path / "good.png", "good")
+    put(tmp_path / "torn.png", "torn").write_bytes(b"\x89PNG")
+    _, processor = load_model(tiny_model)
+    samples = discover_samples(tmp_path, "<CAPTION>").samples
+    loader = SequentialLoader(samples, processor, deal(len(samples), 2, process=0, processes=1))
+    ((batch,),) = [window.batches for window in loader]
+    assert batch.counted == (True, False)
+    assert (batch.labels[1] == IGNORE_INDEX).all()
+    assert [index for index, _ in batch.failures] == [1]
+
+
+def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path) -> None:
+    _, processor = load_model(tiny_model)
+    samples = discover_samples(shapes, "<CAPTION>").samples
+    seen = []
+    for process in range(3):
+        loader = SequentialLoader(samples, processor, deal(len(samples), 5, process=process, processes=3))
+        seen += [i for window in loader for i in window.batches[0].indices]
+    assert sorted(seen) == list(range(len(samples)))

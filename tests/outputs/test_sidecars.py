@@ -1,0 +1,77 @@
+"""A caption file beside each image: what is kept or extended, where it goes, and what would share a name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florence2ner import UserError
+from tests.conftest import Caption
+from tests.support import files_in, plan
+
+
+def test_full_names_that_collide_too_are_refused(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.jpg.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"a\.jpg and .*a\.jpg\.png would share the caption file .*a\.jpg\.txt: rename"):
+        plan(tmp_path, on_collision="full-name")
+    (tmp_path / "a.jpg.png").unlink()
+    made = plan(tmp_path, on_collision="full-name")
+    places = [Path(made.output.place_of(image)).name for image, _ in made.todo]
+    assert places == ["a.jpg.txt", "a.png.txt"]
+
+
+def test_no_image_is_replaced_by_a_caption(tmp_path: Path) -> None:
+    image = tmp_path / "a.txt"  # what is named is taken for an image
+    image.write_text("pixels")
+    with pytest.raises(UserError, match=r"the caption of .*a\.txt would replace the image .*a\.txt"):
+        plan(image, existing="overwrite")
+    (tmp_path / "a.png").touch()
+    for extension in (".JPG", ".caption.heic"):
+        with pytest.raises(UserError, match=f"--caption-extension {extension} is for images: choose another"):
+            plan(tmp_path / "a.png", caption_extension=extension)
+
+
+def test_existing_captions_are_kept_overwritten_or_extended(run: Caption, images: Path) -> None:
+    (images / "0.txt").write_text("by hand\n")
+    (images / "1.txt").write_text("")
+    summary = run()
+    assert (summary.done, summary.kept, summary.failed) == (4, 1, 0)
+    assert (images / "0.txt").read_text() == "by hand\n"
+    written = {path: path.read_text() for path in images.rglob("*.txt")}
+    assert len(written) == 5
+    assert all(text.endswith("\n") and text.strip() and text.count("\n") == 1 for text in written.values())
+
+    first = (images / "0.png",)
+    assert run(paths=first, existing="append", backup=True).done == 1
+    text = (images / "0.txt").read_text()
+    model_text = text.removeprefix("by hand ")
+    assert text == f"by hand {model_text}" != model_text
+    assert (images / "0.txt.bak").read_text() == "by hand\n"
+    run(paths=first, existing="append", backup=True)
+    assert (images / "0.txt").read_text() == text, "a run that is started again adds nothing twice"
+    run(paths=first, existing="prepend", separator=" | ")
+    assert (images / "0.txt").read_text() == f"{model_text.strip()} | {text}"
+    run(paths=first, existing="overwrite", backup=True)
+    assert (images / "0.txt").read_text() == model_text
+    assert {path.name for path in images.glob("0.txt.bak*")} == {"0.txt.bak", "0.txt.bak2"}, "none needless"
+    assert (images / "0.txt.bak").read_text() == "by hand\n", "the oldest text is never lost"
+
+
+def test_output_dir_mirrors_the_tree_and_long_names_fit(run: Caption, images: Path, tmp_path: Path) -> None:
+    long = "ü" * 121 + " [1].png"  # 250 bytes, of 255 that most file systems allow
+    shutil.copy(images / "0.png", images / long)
+    run(output_dir=tmp_path / "out")
+    assert files_in(tmp_path / "out") == {path.replace(".png", ".txt") for path in files_in(images)}
+    assert not list(images.rglob("*.txt"))
+
+
+def test_images_that_would_share_a_caption_are_refused_or_named_in_full(run: Caption, images: Path) -> None:
+    Image.open(images / "0.png").convert("RGB").save(images / "0.jpg")
+    before = files_in(images)
+    with pytest.raises(UserError, match=r"0\.jpg and .*0\.png would share .*0\.txt.*--on-collision full-name"):
+        run()
+    assert files_in(images) == before
+    run(on_collision="full-name")
+    assert files_in(images) - before == {"0.jpg.txt", "0.png.txt", "1.txt", "2.txt", "sub/3.txt", "sub/4.txt"}

@@ -1,0 +1,81 @@
+"""What tests all over the house share: how runs are started, and how their files, figures and weights are compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from florence2ner import CaptionConfig, TrainConfig
+from florence2ner.captioning.plan import Plan, make_plan
+from florence2ner.data.formats import discover_images
+from tests.programs.starting import Running
+
+TIMING = {"time", "train/images_per_second"}
+
+
+def files_in(folder: Path) -> set[str]:
+    """The files below a folder, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def figures(run_dir: Path, name: str) -> dict[int, float]:
+    """Value of a metric at each step where it was logged."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def history(run_dir: Path) -> list[dict[str, object]]:
+    """All that was logged, but for how long it took."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in the native layout."""
+    return load_file(checkpoint / "model.safetensors")
+
+
+def relative_differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Norm of the difference by the norm, for each tensor.
+
+    The biases of attention keys are left out: softmax does not see a shift of the keys, so their true gradient is zero
+    and AdamW makes steps of the rounding. The vision tower holds them in the middle third of its qkv biases.
+    """
+    differences = {}
+    for name, value in one.items():
+        pair = value, other[name]
+        if name.endswith("k_proj.bias"):
+            continue
+        if name.endswith("window_attn.qkv.bias"):
+            pair = tuple(torch.cat([query, v]) for query, _, v in (tensor.chunk(3) for tensor in pair))
+        differences[name] = ((pair[1] - pair[0]).norm() / pair[0].norm().clamp_min(1e-30)).item()
+    return differences
+
+
+def write(config: TrainConfig, folder: Path) -> Path:
+    """Write the settings as a file for --config."""
+    file = folder / f"{config.run_name}.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    return file
+
+
+def finish(running: Running) -> None:
+    """Wait for processes that must end well."""
+    assert running.wait().returncode == 0, running.stderr
+
+
+def many(images: Path, shapes: Path, count: int) -> list[Path]:
+    """`count` more images, as links."""
+    sources = sorted(shapes.glob("*.png"))
+    paths = [images / f"{number:03d}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.symlink_to(sources[number % len(sources)])
+    return paths
+
+
+def plan(*paths: Path, **settings: Any) -> Plan:
+    """What `florence2ner caption PATHS` would do with these settings."""
+    config = CaptionConfig.model_validate({"paths": paths} | settings)
+    return make_plan(config, discover_images(config.paths))

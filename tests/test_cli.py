@@ -1,0 +1,85 @@
+"""The command line: one line for bad input, and help at once."""
+
+import resource
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florence2ner import TrainConfig
+from florence2ner.cli import main
+from tests.conftest import ColdStart, Start
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--learnin-rate", "1"], "--learning-rate"),
+        (["train"], "dataset_path is missing: give --dataset-path"),
+        (["train", "--dataset-path", "nowhere"], "nowhere does not exist"),
+        (["train", "--dataset-path", "nowhere", "--epochs", "two"], "--epochs"),
+        (["train", "--config", "nowhere.yaml"], "can't read the config file nowhere.yaml"),
+        (["caption"], "paths is missing: give PATHS"),
+        (["caption", "nowhere"], "there is no file or folder nowhere"),
+        (["caption", "--existing", "destroy", "."], "'destroy' is not one of 'skip', 'overwrite'"),
+        (["eval", "--dataset-path", "."], "no image with a caption"),
+        (["caption", "."], "no image in"),
+        (["init-model", "m", "--dataset-path", "."], "no caption"),
+        (["train", "--dataset-path", "DATA"], "no image with a caption in"),
+        (
+            ["caption", "DATA", "--model-name", "nowhere/at-all"],
+            "can't find the model nowhere/at-all: give a local dir",
+        ),
+    ],
+)
+def test_bad_input_gets_one_line_and_writes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    message: str,
+) -> None:
+    data = tmp_path.parent / f"{tmp_path.name}-data"
+    data.mkdir()
+    Image.new("RGB", (4, 4)).save(data / "alone.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["florence2ner", *(str(data) if arg == "DATA" else arg for arg in args)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_answers_at_once(cold_start: ColdStart) -> None:
+    def seconds(*args: str) -> tuple[float, str]:
+        """Processor time of `python ARGS`, since other tests run beside this one; and what it printed."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = cold_start(*args)
+        output, errors = run.communicate(timeout=60)
+        assert run.returncode == 0, errors
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, output
+
+    shown = [seconds("-m", "florence2ner", "--help") for _ in range(3)]
+    assert all(name in shown[0][1] for name in ("train", "eval", "caption", "init-model", "demo"))
+    # Twice what its libraries take, mostly for making the flags. With torch it would be twenty times that.
+    yardstick = [seconds("-c", "import pydantic, rich.markdown, typer, yaml") for _ in range(3)]
+    assert min(shown)[0] < 4 * min(yardstick)[0]
+
+    _, errors = cold_start("-X", "importtime", "-m", "florence2ner", "--help").communicate(timeout=60)
+    imported = {line.rpartition("|")[2].strip() for line in errors.splitlines()}
+    assert {"typer", "florence2ner.config.commands"} <= imported
+    assert not imported & {"torch", "transformers", "accelerate", "numpy", "PIL"}
+
+
+def test_train_help_shows_every_setting(command: Start) -> None:
+    shown = command("train", "--help").stdout
+    for name in TrainConfig.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown, name
+    assert "--no-freeze-vision" in shown

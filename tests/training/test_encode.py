@@ -1,0 +1,149 @@
+"""Runs with the feature cache: the same weights as without it, and each image encoded once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from florence2ner import UserError, train
+from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.model.captioner import Captioner
+from tests.conftest import MakeConfig, Start
+from tests.support import weights
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each run of the vision tower encoded; self-checks go another way."""
+    batches: list[int] = []
+    vision_features = Captioner.vision_features
+
+    def count(captioner: Captioner, pixel_values: torch.Tensor) -> torch.Tensor:
+        batches.append(len(pixel_values))
+        return vision_features(captioner, pixel_values)
+
+    monkeypatch.setattr(Captioner, "vision_features", count)
+    return batches
+
+
+def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two trained models, as a share of how far training moved that tensor."""
+    shares = []
+    for name, tensor in one.items():
+        moved = (tensor - start[name]).norm()
+        if moved > 0 and "k_proj.bias" not in name:  # the true gradient of those is zero
+            shares.append(float((tensor - other[name]).norm() / moved))
+    return max(shares)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-3), ("bf16", 0.1)])
+@pytest.mark.parametrize("freeze_other", [False, True])
+def test_training_gives_the_weights_of_a_run_without_the_cache(
+    make_config: MakeConfig, tiny_model: Path, dtype: str, tolerance: float, freeze_other: bool
+) -> None:
+    common = {"epochs": 2, "freeze_other": freeze_other, "gradient_checkpointing": False, "learning_rate": 1e-4}
+    plain = weights(train(make_config(run_name="plain", feature_cache="off", **common)))
+    cached = weights(train(make_config(run_name="cached", feature_cache_dtype=dtype, **common)))
+    start = weights(tiny_model)
+    assert plain.keys() == cached.keys() == start.keys(), "the tower is in every checkpoint"
+    assert all(torch.equal(cached[name], start[name]) for name in start if "vision_tower" in name)
+    assert furthest(cached, plain, start) < tolerance
+
+
+def test_each_image_is_encoded_once_and_the_next_run_encodes_none(
+    make_config: MakeConfig, encoded: list[int], shapes: Path, tmp_path: Path
+) -> None:
+    train(make_config(run_name="first", epochs=3, eval_before_training=True))
+    assert sum(encoded) == 24
+    encoded.clear()
+    train(make_config(run_name="second", epochs=3))
+    assert encoded == []
+
+    moved = tmp_path / "moved"  # the content counts, not the name
+    shutil.copytree(shapes, moved)
+    Image.new("RGB", (64, 64), "red").save(moved / "0003.png")
+    train(make_config(run_name="third", dataset_path=moved, encode_batch_size=1))
+    assert sum(encoded) == 1
+
+
+def test_nothing_is_cached_where_the_tower_learns(make_config: MakeConfig, encoded: list[int], tmp_path: Path) -> None:
+    train(make_config(freeze_vision=False, max_steps=1))
+    assert sum(encoded) > 0
+    assert not (tmp_path / "features").exists()
+
+
+def test_beyond_its_limit_it_computes_on_the_fly(make_config: MakeConfig, encoded: list[int], tiny_model: Path) -> None:
+    common = {"gradient_checkpointing": False, "encode_batch_size": 4, "feature_cache_dtype": "fp32", "epochs": 2}
+    full = weights(train(make_config(run_name="full", **common)))
+    encoded.clear()
+    room = 50_000 / 10**9  # for one batch of four, of about 9 kB each
+    cut = train(make_config(run_name="cut", feature_cache_max_gb=room, feature_cache="memory", **common))
+    first = {f"000{number}.png" for number in range(4)}
+    split = json.loads((cut.parent / "split.json").read_text())
+    others = [len(set(split[part]) - first) for part in ("train", "eval")]
+    assert sum(encoded) == 4 + 2 * others[0] + others[1], "the others in both epochs and in the evaluation"
+    assert furthest(weights(cut), full, weights(tiny_model)) < 1e-3
+
+
+def test_a_resumed_run_sees_the_same_features(make_config: MakeConfig) -> None:
+    for memory in ("disk", "memory"):
+        common = {"epochs": 2, "feature_cache": memory, "save_steps": 2, "save_total_limit": None, "keep_states": True}
+        whole = train(make_config(run_name=f"whole-{memory}", **common))
+        config = make_config(run_name=f"stopped-{memory}", **common)
+        train(config)
+        for checkpoint in list_checkpoints(config.run_dir)[1:]:
+            shutil.rmtree(checkpoint)
+        resumed = train(make_config(run_name=f"stopped-{memory}", resume="latest", **common))
+        one, other = weights(whole), weights(resumed)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_fill_one_cache(start: Start, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(train_batch_size=2, encode_batch_size=2, max_steps=1, eval_steps=None)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    result = start("florence2ner", "train", "--config", tmp_path / "run.yaml", processes=2).wait()
+    assert result.returncode == 0, result.stderr
+    assert "encoding 8 of 8 images" in result.stderr, "only what the run will draw"
+
+
+def test_images_that_cannot_be_read_are_named_and_not_taken_for_too_many(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    (data / "0001.png").write_bytes(b"\x89PNG")
+    (data / "0002.png").unlink()
+    (data / "0002.png").symlink_to("nowhere.png")
+    train(make_config(dataset_path=data, max_steps=1, epochs=1, train_batch_size=24, eval_steps=None))
+    said = capsys.readouterr().err
+    assert "warning: 2 images can't be read and are skipped: " in said
+    assert f"{data}/0001.png (not an image that can be read)" in said
+    assert f"{data}/0002.png (can't be opened)" in said
+    assert "no place" not in said
+
+
+def test_without_a_place_for_the_cache_auto_goes_on_and_others_say_so(
+    make_config: MakeConfig, encoded: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    common = {"feature_cache_dir": tmp_path / "file" / "features", "max_steps": 1, "eval_steps": None}
+    train(make_config(**common))
+    assert sum(encoded) > 0
+    assert "warning: can't make the feature cache" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"can't make the feature cache .*--feature-cache-dir"):
+        train(make_config(run_name="other", feature_cache="disk", **common))
+
+
+def test_a_feature_lost_on_the_way_is_computed_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    """The tower is away by then, and comes back."""
+    settings = {"feature_cache": "disk", "feature_cache_dir": tmp_path / "cache", "eval_steps": None, "max_steps": 2}
+    config = make_config(**settings)
+    train(config)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.suffix]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])  # as after a power failure
+    train(make_config(run_name="after", **settings))
+    assert not any(path.exists() for path in files)  # the next run makes them anew

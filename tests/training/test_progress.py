@@ -1,0 +1,41 @@
+"""Updates whose numbers are none: skipped, named, and after too many of them the end."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from florence2ner import UserError, train
+from florence2ner.demo import draw_dataset
+from tests.conftest import MakeConfig
+from tests.support import history, weights
+
+
+def test_numbers_that_are_none_are_skipped_and_named(
+    make_config: MakeConfig, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    draw_dataset(data, 8, seed=1)
+    (data / "0003.txt").write_text("a small red star " * 12)
+    model = tmp_path / "poisoned"
+    shutil.copytree(tiny_model, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.language_model.decoder.embed_positions.weight"][32:] = float("nan")  # only long captions reach it
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    common = {"model_name": str(model), "dataset_path": data, "eval_steps": None, "gradient_accumulation_steps": 1}
+
+    config = make_config(**common, run_name="skipped", train_batch_size=2, epochs=2)
+    last = train(config)
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.endswith("it is skipped")]
+    assert len(skipped) == 2
+    assert all("0003.png" in line for line in skipped)
+    assert [line["train/skipped_updates"] for line in history(config.run_dir)][-1] == 2
+    after = weights(last)
+    changed = [name for name, value in after.items() if not torch.equal(value, tensors[name])]
+    assert changed
+    assert all(after[name].isfinite().all() for name in changed if "embed_positions" not in name)
+
+    with pytest.raises(UserError, match=r"not finite .*0003.png.*the 2th in a row.*last good checkpoint: none yet"):
+        train(make_config(**common, run_name="stopped", train_batch_size=8, epochs=3, max_bad_updates=2))

@@ -1,0 +1,221 @@
+"""A run that goes on where it was: exact resume after signals and kills, forks, other processes, and refusals."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from florence2ner import UserError, train
+from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.errors import Interrupted
+from florence2ner.model.checkpoints.files import read_json
+from tests.conftest import ColdStart, MakeConfig, Start
+from tests.support import finish, history, relative_differences, weights, write
+
+
+@pytest.fixture(scope="module")
+def dropout_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with dropout, so that the random generators matter."""
+    model = tmp_path_factory.mktemp("dropout") / "model"
+    shutil.copytree(tiny_model, model)
+    config = read_json(model / "config.json")
+    config["text_config"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.fixture
+def settings(dropout_model: Path) -> dict[str, object]:
+    """A run of nine updates in three epochs, three micro-batches each, logged over spans that saves cut through."""
+    return {
+        "model_name": str(dropout_model),
+        "epochs": 3,
+        "train_batch_size": 3,
+        "gradient_accumulation_steps": 3,
+        "save_steps": 2,
+        "save_total_limit": 2,
+        "eval_steps": 4,
+        "log_every": 3,
+        "warmup_steps": 2,
+        "freeze_vision": False,
+    }
+
+
+def assert_same_bits(first: Path, second: Path) -> None:
+    one, other = weights(first), weights(second)
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def signal_at(run_dir: Path, checkpoint: str, number: signal.Signals) -> threading.Thread:
+    """Send this process a signal as soon as the run has written `checkpoint`."""
+
+    def watch() -> None:
+        while not (run_dir / checkpoint).exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_run_stopped_twice_equals_one_that_was_never_stopped(
+    make_config: MakeConfig, settings: dict[str, object]
+) -> None:
+    whole = train(make_config(run_name="whole", **settings))
+    config = make_config(run_name="stopped", **settings)
+    stops = []
+    for checkpoint, number in (("step-2", signal.SIGTERM), ("step-6", signal.SIGINT)):
+        watcher = signal_at(config.run_dir, checkpoint, number)
+        with pytest.raises(Interrupted, match=r"resume with: florence2ner train --config .* --resume latest") as stop:
+            train(config)
+        watcher.join()
+        assert stop.value.signal == number
+        stops.append(list_checkpoints(config.run_dir)[-1].name)
+        config = make_config(run_name="stopped", resume="latest", **settings)
+    assert stops[0] != stops[1]
+    resumed = train(config)
+    assert (whole.name, resumed.name) == ("step-9", "step-9")
+    assert_same_bits(whole, resumed)
+    assert history(whole.parent) == history(resumed.parent)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_resuming_from_a_path_forks_a_run_that_keeps_its_origin(
+    make_config: MakeConfig, settings: dict[str, object]
+) -> None:
+    whole = train(make_config(run_name="whole", **settings, keep_states=True))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    assert_same_bits(whole, fork)
+    with pytest.raises(UserError, match=r"already has checkpoints: add --resume latest"):
+        train(make_config(run_name="whole", resume=str(whole.parent / "step-8"), **settings))
+    again = train(make_config(run_name="whole", resume="latest", **settings))
+    assert again == whole.resolve(), "a run that has all its updates is left as it is"
+
+
+def test_the_original_layout_resumes_exactly_too(make_config: MakeConfig, settings: dict[str, object]) -> None:
+    settings |= {"export_layout": "original", "keep_states": True, "eval_steps": None}
+    whole = train(make_config(run_name="whole", **settings))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    assert_same_bits(whole, fork)
+
+
+def test_resume_latest_without_a_checkpoint_is_a_start(make_config: MakeConfig) -> None:
+    assert train(make_config(max_steps=1, eval_steps=None, resume="latest")).name == "step-1"
+
+
+def test_a_resume_that_would_change_the_data_order_is_refused(
+    make_config: MakeConfig, settings: dict[str, object]
+) -> None:
+    watched = make_config(**settings)
+    watcher = signal_at(watched.run_dir, "step-2", signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(watched)
+    watcher.join()
+    with pytest.raises(UserError, match=r"takes 9 images per update, this command 6: choose train_batch_size x"):
+        train(make_config(**settings | {"train_batch_size": 2, "resume": "latest"}))
+    with pytest.raises(UserError, match=r"the run has seed 42, this command 1: it can't change"):
+        train(make_config(**settings | {"seed": 1, "resume": "latest"}))
+    with pytest.raises(UserError, match=r"can't resume from .*nowhere: it does not exist"):
+        train(make_config(**settings | {"run_name": "other", "resume": "nowhere"}))
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_of_a_run_then_resume(
+    make_config: MakeConfig, settings: dict[str, object], start: Start, tmp_path: Path
+) -> None:
+    settings["output_dir"] = tmp_path / "runs"
+    saves = {"whole": None, "killed": 1}  # when a run saves makes no difference to what it learns
+    configs = {name: make_config(run_name=name, **settings | {"save_steps": n}) for name, n in saves.items()}
+    for name, config in configs.items():
+        (tmp_path / f"{name}.yaml").write_text(config.to_yaml())
+
+    killed = start("florence2ner", "train", "--config", "killed.yaml", "--resume", "latest")
+    while not list_checkpoints(configs["killed"].run_dir):
+        assert killed.poll() is None, killed.stderr
+        time.sleep(0.01)
+    time.sleep(random.Random(0).uniform(0, 0.3))
+    killed.signal(signal.SIGKILL)
+    assert killed.wait().returncode == -signal.SIGKILL
+    for name, flags in (("whole", []), ("killed", ["--resume", "latest"])):
+        done = start("florence2ner", "train", "--config", f"{name}.yaml", *flags).wait()
+        assert done.returncode == 0, done.stderr
+    assert_same_bits(configs["whole"].run_dir / "step-9", configs["killed"].run_dir / "step-9")
+    assert history(configs["whole"].run_dir) == history(configs["killed"].run_dir)
+    assert not list(configs["killed"].run_dir.glob(".unfinished-*"))
+
+
+def test_a_run_directory_with_checkpoints_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(max_steps=1, eval_steps=None)
+    train(config)
+    with pytest.raises(
+        UserError, match=r"already has checkpoints: add --resume latest to go on from step-1, choose another --run-name"
+    ):
+        train(config)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_resume_exactly_and_go_on_as_one(
+    make_config: MakeConfig, start: Start, cold_start: ColdStart, tmp_path: Path
+) -> None:
+    settings = {
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "epochs": 3,
+        "save_steps": 2,
+        "eval_steps": None,
+    }
+    whole, stopped = (make_config(run_name=name, keep_states=True, **settings) for name in ("whole", "stopped"))
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+    train_it = ("-m", "florence2ner", "train", "--config", write(stopped, tmp_path))
+    launcher = cold_start(*launch, *train_it, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    while not (stopped.run_dir / "step-2").exists():
+        assert launcher.poll() is None
+        time.sleep(0.001)
+    launcher.send_signal(signal.SIGTERM)  # the launcher passes it on: as a scheduler does
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0
+    assert "2 x cpu" in errors
+    assert "error: stopped by signal 15 after update" in errors
+    assert "-m florence2ner train --config" in errors
+    newest = list_checkpoints(stopped.run_dir)[-1]
+    assert newest.name in {f"step-{n}" for n in range(2, 9)}
+    finish(start(*train_it[1:], "--resume", "latest", processes=2))
+    finish(start("florence2ner", "train", "--config", write(whole, tmp_path), processes=2))
+    one, other = (load_file(config.run_dir / "step-9" / "model.safetensors") for config in (whole, stopped))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    changes = ("--run-name", "alone", "--train-batch-size", 4)
+    alone = start("florence2ner", "train", "--resume", whole.run_dir / "step-8", *changes).wait()
+    assert alone.returncode == 0, alone.stderr
+    assert (
+        "1 processes instead of 2: the data order is the same, but dropout and the rounding of sums are not"
+        in alone.stderr
+    )
+    single = load_file(whole.run_dir.parent / "alone" / "step-9" / "model.safetensors")
+    assert max(relative_differences(one, single).values()) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_the_original_layout_resumes_with_another_number_of_processes(
+    make_config: MakeConfig, start: Start, tmp_path: Path, before: int, after: int
+) -> None:
+    settings = {"export_layout": "original", "eval_steps": None, "save_steps": 2, "max_steps": 3, "keep_states": True}
+    config = make_config(train_batch_size=4 // before, gradient_accumulation_steps=2, **settings)
+    command = ("florence2ner", "train", "--config", write(config, tmp_path))
+    finish(start(*command, processes=before))
+    changes = ("--run-name", "other", "--train-batch-size", 4 // after, "--resume", config.run_dir / "step-2")
+    finish(start(*command, *changes, processes=after))
+    runs = (config.run_dir, config.output_dir / "other")
+    one, other = (load_file(next((run / "step-3").glob("*.safetensors"))) for run in runs)
+    assert max(relative_differences(one, other).values()) < 1e-4
