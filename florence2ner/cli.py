@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import typer
 
-from florence2ner.config.base import Config, load_config
+from florence2ner.config.base import SETTINGS_FILE, Config, load_config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
-        if os.environ.get("RANK", "0") != "0":  # all processes have agreed to stop: the main one says so
+        if not launcher.is_main():  # all processes have agreed to stop: the main one says so
             sys.exit(128 + error.signal)
         _fail(str(error), code=128 + error.signal)
     except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
@@ -53,18 +54,18 @@ def main() -> None:
 
 def _leave_processes() -> None:
     """Close the connections to the other processes, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from florence2ner.engine.collectives import leave
+    if launcher.processes() > 1:
+        from florence2ner.engine.collectives import destroy_process_group
 
-        leave()
+        destroy_process_group()
 
 
 def _fail(message: str, code: int = 2) -> None:
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    first = launcher.local_rank() == 0
     if (
         first or "torch" in sys.modules
     ):  # a mistake in the settings is the same in all processes: once a machine will do
-        process = "" if first else f" (process {os.environ.get('RANK')})"
+        process = "" if first else f" (process {launcher.rank()})"
         print(f"error: {' '.join(message.split())}{process}", file=sys.stderr)
     sys.exit(code)
 
@@ -95,7 +96,7 @@ def _settings_of_run(resume: str | None) -> Path | None:
     """The saved settings of the run that `--resume PATH` goes on with."""
     if resume is None or resume == "latest":
         return None
-    saved = Path(resume).resolve().parent / "config.yaml"
+    saved = Path(resume).resolve().parent / SETTINGS_FILE
     return saved if saved.is_file() else None
 
 
@@ -208,3 +209,22 @@ def _demo(
     from florence2ner.demo import demo
 
     demo(directory)
+
+
+@app.command("guide")
+def _guide(
+    topic: Annotated[str | None, typer.Argument(help="A topic; without one, the topics are listed.")] = None,
+) -> None:
+    """Read the guide: training, resume, captioning, several GPUs, settings and more."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from florence2ner.guide import read_page, topics
+
+    console = Console()
+    if topic is None:
+        width = max(map(len, topics()))
+        for name, sentence in topics().items():
+            console.print(f"{name:{width}}  {sentence}", highlight=False, markup=False, soft_wrap=True)
+        return
+    console.print(Markdown(read_page(topic.lower().removesuffix(".md"))))

@@ -37,6 +37,15 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def check_writable(folder: Path, fix: str) -> None:
+    """Raise UserError, which ends with `fix`, where nothing can be written to a folder, or it can't be made."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"can't make the folder {folder} ({existing} is no folder): {fix}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"can't write to {existing} (no permission): {fix}")
+
+
 def sweep_unfinished(folder: Path) -> None:
     """Remove what killed runs left half-written in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:

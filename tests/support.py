@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner import CaptionConfig, TrainConfig
-from florence2ner.captioning.plan import Plan, make_plan
+from florence2ner.captioning.plan import CaptionPlan, make_plan
 from florence2ner.data.formats import discover_images
 from tests.programs.starting import Running
 
@@ -75,7 +75,7 @@ def many(images: Path, shapes: Path, count: int) -> list[Path]:
     return paths
 
 
-def plan(*paths: Path, **settings: Any) -> Plan:
+def plan(*paths: Path, **settings: Any) -> CaptionPlan:
     """What `florence2ner caption PATHS` would do with these settings."""
     config = CaptionConfig.model_validate({"paths": paths} | settings)
     return make_plan(config, discover_images(config.paths))

@@ -1,12 +1,12 @@
-"""Folder in, captions out: what is to be done, decided before torch is imported; `caption_run.py` does it."""
+"""Folder in, captions out: what is to be done, decided before torch is imported; `worker.py` does it."""
 
-import os
 from pathlib import Path
 
-from florence2ner.captioning.plan import CaptionSummary, Plan, make_plan, processes_started, text_style
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import discover_images
 from florence2ner.display import Display, name_some
+from florence2ner.engine import launcher
 from florence2ner.errors import did_you_mean
 from florence2ner.model.tasks import TASKS
 
@@ -22,8 +22,8 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     """
     text_style(config)  # a mistake in a template shows before anything else
     plan = None
-    display = Display(is_main=_is_main())
-    if _is_main():
+    display = Display(is_main=launcher.is_main())
+    if launcher.is_main():
         for prompt in config.task_prompt:
             if prompt not in TASKS:
                 display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
@@ -37,21 +37,17 @@ def caption(config: CaptionConfig) -> CaptionSummary:
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
             plan.output.finish()  # a run may have been killed before it did
-    if processes_started() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
+    if launcher.processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
-    from florence2ner.captioning.worker import run
+    from florence2ner.captioning.worker import run  # torch takes seconds, and was not needed until here
 
     return run(config, plan, display)
 
 
-def _show(plan: Plan, display: Display) -> None:
+def _show(plan: CaptionPlan, display: Display) -> None:
     """What `--dry-run` prints."""
     display.say(f"{len(plan.todo)} images would be captioned, {plan.kept} have captions already")
     for image, _ in plan.todo[:_SHOWN]:
         display.say(f"  {image} -> {plan.output.place_of(image)}")
     if len(plan.todo) > _SHOWN:
         display.say(f"  and {len(plan.todo) - _SHOWN} more")
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"

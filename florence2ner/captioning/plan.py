@@ -1,24 +1,18 @@
 """What is to be captioned and where the captions go, decided before torch is imported."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import ALL_EXTENSIONS
+from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 from florence2ner.model.tasks import find_task, prompt_of
 from florence2ner.outputs.answers import Output, Question
 from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
 from florence2ner.outputs.sidecars import Sidecars
 from florence2ner.outputs.style import TextStyle
-
-_DECODING = (
-    *("num_beams", "max_new_tokens", "temperature", "top_p", "top_k"),
-    *("no_repeat_ngram_size", "repetition_penalty", "length_penalty", "bad_words"),
-)
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class CaptionSummary:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptionPlan:
     """Which questions are still to be asked of which images, and where the answers go."""
 
     todo: tuple[tuple[Path, tuple[Question, ...]], ...]
@@ -40,7 +34,7 @@ class Plan:
     output: Output
 
 
-def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> Plan:
+def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> CaptionPlan:
     """Find what is to be done with `images`, or with `only` some of them; the others count where files collide.
 
     Raises UserError where there are none, unless more are waited for.
@@ -52,7 +46,7 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
     output.look(images)
     chosen = images if only is None else only
     todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
-    return Plan(todo, kept=len(chosen) - len(todo), output=output)
+    return CaptionPlan(todo, kept=len(chosen) - len(todo), output=output)
 
 
 def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
@@ -66,7 +60,7 @@ def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
             prompt_of(task, config.text if task.takes_input else None),
             task.name,
             is_text=not task.is_structured,
-            may_be_empty=task.token == "<OCR>",
+            may_be_empty=task.may_be_empty,
         )
         for task in tasks
     )
@@ -89,12 +83,6 @@ def text_style(config: CaptionConfig) -> TextStyle:
     )
 
 
-def decoding_settings(config: CaptionConfig) -> dict[str, Any]:
-    """The settings of the generation that are not left to the checkpoint, by their names in `Decoding`."""
-    values = {name: getattr(config, name) for name in _DECODING}
-    return {name: value for name, value in values.items() if value not in (None, ())}
-
-
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
     """Raise UserError where caption files would be taken for images, or boxes would replace what is to be extended."""
     if Path(f"a{config.caption_extension}").suffix.lower() in ALL_EXTENSIONS:
@@ -107,12 +95,8 @@ def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...])
         )
 
 
-def processes_started() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
-    settings = decoding_settings(config)
+    settings = config.given()
     if config.output is None:
         _check_caption_files(config, questions)
         return Sidecars(
@@ -126,6 +110,6 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
             full_names=config.on_collision == "full-name",
         )
     if str(config.output) == STANDARD_OUTPUT:
-        return StandardOutput(questions, config.model_name, settings, shared=processes_started() > 1)
+        return StandardOutput(questions, config.model_name, settings, shared=launcher.processes() > 1)
     overwrite = config.existing == "overwrite"
     return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)

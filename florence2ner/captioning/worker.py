@@ -1,11 +1,10 @@
-"""The captioning itself: every process takes images from a common heap, asks the model, and writes the answers."""
+"""The captioning itself: every process takes images from the shared queue, asks the model, and writes the answers."""
 
 import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,23 +12,27 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from florence2ner.captioning.plan import CaptionSummary, Plan, decoding_settings, make_plan, text_style
+from florence2ner.captioning.asking import Asker
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
-from florence2ner.data.batch import Batch, Window, expand_prompt
-from florence2ner.data.loader import SequentialLoader, resolve_workers
-from florence2ner.data.samples import Sample
+from florence2ner.data.batch import Batch, Window
+from florence2ner.data.loader import SequentialLoader, Workers
+from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.memory import Pieces
-from florence2ner.engine.queue import SharedCounts
+from florence2ner.engine.memory import AdaptiveBatch
+from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator
 from florence2ner.engine.signals import StopSignals
-from florence2ner.errors import Interrupted, UserError
+from florence2ner.errors import Interrupted
 from florence2ner.files import append_text, as_utf8, remove_lock, write_text
-from florence2ner.model.answers import flag_problems, parse_answer
-from florence2ner.model.captioner import Captioner, Decoding, Generated
-from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.answers import parse_answer
+from florence2ner.model.build import load_captioner
+from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.processing import expand_prompt
+from florence2ner.model.generation import Generated
+from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task
 from florence2ner.outputs.answers import Answer, Content, Question, Record
 from florence2ner.outputs.records import json_line
@@ -38,7 +41,8 @@ _NAMED = 10  # images named on the way (per process), and in the summary; --fail
 _rounds = itertools.count()
 
 
-def run(config: CaptionConfig, plan: Plan | None, display: Display) -> CaptionSummary:
+@quiet_transformers()
+def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
     """Carry out the main process's plan; the others have None. Every process must call this, each gets the summary."""
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     (plan,) = broadcast_object_list([plan])
@@ -66,18 +70,18 @@ def run(config: CaptionConfig, plan: Plan | None, display: Display) -> CaptionSu
     return summary
 
 
-def _watch(worker: "_Worker", plan: Plan, stopped_by: int | None) -> int | None:
+def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int | None:
     """Caption what appears in the folders, until a signal comes: returns it."""
     watch = Watch(worker.config.paths, (image for image, _ in plan.todo))
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
-        found: Plan | int | None = None
+        found: CaptionPlan | int | None = None
         if worker.accelerator.is_main_process:
             new = watch.wait(worker.signals.wait)
             found = make_plan(worker.config, *new) if new else worker.signals.received
         (found,) = broadcast_object_list([found])
         assert found is not None
-        stopped_by = worker.caption(found) if isinstance(found, Plan) else found
+        stopped_by = worker.caption(found) if isinstance(found, CaptionPlan) else found
     return stopped_by
 
 
@@ -108,108 +112,91 @@ class _Worker:
         self.display = display
         self.signals = signals
         self.tally = _Tally()
-        self.seconds = 0.0  # spent on captioning, not on waiting for images to appear
-        model, processor = load_model(
-            config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
+        self.workers = Workers.for_device(
+            accelerator.device,
+            processes=config.dataloader_workers,
+            prefetch=config.dataloader_prefetch,
+            pin_memory=config.pin_memory,
         )
-        self.captioner = Captioner(model, processor).to(accelerator.device).eval()
-        self.captioner.fix_weights(autocast_dtype(accelerator))
-        if config.compile:
-            self.captioner.compile_model()
+        self.seconds = 0.0  # spent on captioning, not on waiting for images to appear
+        self.captioner = load_captioner(
+            config.model_name,
+            attn_implementation=config.attn_implementation,
+            device=accelerator.device,
+            dtype=autocast_dtype(accelerator),
+            compiled=config.compile,
+        )
         self.tasks = {task.name: task for task in map(find_task, config.task_prompt)}
-        self.decoding = Decoding(**decoding_settings(config))
+        self.asker = Asker(self.captioner, config, batch_size=config.batch_size, notify=display.warn)
         self.style = text_style(config)
-        self.pieces = Pieces(config.batch_size, display.warn)
-        self.second_pieces = Pieces(config.batch_size, display.warn)  # more beams, more memory
+        self.batch = AdaptiveBatch(config.batch_size, display.warn)
 
-    def caption(self, plan: Plan) -> int | None:
+    def caption(self, plan: CaptionPlan) -> int | None:
         """Take images of the plan until none is left. Returns the signal that any process was stopped by, if any."""
-        counts = SharedCounts(self.accelerator, f"caption-{next(_rounds)}")
+        queue = WorkQueue(self.accelerator, f"caption-{next(_rounds)}")
         images = [image for image, _ in plan.todo]
         loader = SequentialLoader(
-            [Sample(image, self.config.task_prompt[0]) for image in images],
+            [Sample(ImageRef.at(image), "") for image in images],
             self.captioner.processor,
-            counts.claim(len(images), self.config.batch_size),
-            workers=resolve_workers(self.accelerator, self.config),
+            queue.claim(len(images), self.config.batch_size),
+            text=False,
+            workers=self.workers,
             max_pixels=self.config.max_pixels,
         )
         start = time.perf_counter()
         with self.display.bar("captioning", total=len(images)) as bar:
 
             def show() -> None:
-                done = counts.get("done")
+                done = queue.get("done")
                 bar.reach(done, images_per_second=f"{done / (time.perf_counter() - start):.1f}")
 
             def after_step(window: Window, records: list[Record]) -> bool:
                 (batch,) = window.batches
                 plan.output.write([record for record in records if record.answers])
                 self._note(plan, batch, records)
-                counts.add("done", len(batch.indices))
+                queue.add("done", len(batch.indices))
                 show()
-                if self.signals.received and counts.add("signals") == 1:
-                    counts.add("stop", self.signals.received)
-                return counts.get("stop") > 0
+                if self.signals.received and queue.add("signals") == 1:
+                    queue.add("stop", self.signals.received)
+                return queue.get("stop") > 0
 
             run_loop(loader, partial(self._step, plan), after_step, device=self.accelerator.device)
-            counts.wait_for_all(meanwhile=show)
+            queue.wait_for_all(meanwhile=show)
         self.seconds += time.perf_counter() - start
-        return counts.get("stop") or None
+        return queue.get("stop") or None
 
-    def _step(self, plan: Plan, window: Window) -> list[Record]:
+    def _step(self, plan: CaptionPlan, window: Window) -> list[Record]:
         """Ask about the images of a batch that could be read."""
         (batch,) = window.batches
         start = time.perf_counter()
-        pixel_values = batch.pixel_values
-        assert pixel_values is not None  # nothing is encoded before
-        rows = [row for row, counted in enumerate(batch.counted) if counted]
+        images = batch.images
+        assert isinstance(images, Pixels)  # nothing is encoded before
+        rows = [row for row, valid in enumerate(batch.valid) if valid]
         todo = [plan.todo[batch.indices[row]] for row in rows]
         items = [_Item(image, batch.sizes[row], questions) for row, (image, questions) in zip(rows, todo, strict=True)]
 
-        def ask(piece: slice) -> list[tuple[Answer, ...]]:
+        def ask(part: slice) -> list[tuple[Answer, ...]]:
             with torch.no_grad(), self.accelerator.autocast():
-                return self._ask(pixel_values[rows[piece]], items[piece])
+                return self._ask(Pixels(images.values[rows[part]]), items[part])
 
-        answers = self.pieces.run(ask, len(items))
+        answers = self.batch.run(ask, len(items))
         seconds = (time.perf_counter() - start) / max(len(items), 1)
         return [Record(item.image, item.size, seconds, given) for item, given in zip(items, answers, strict=True)]
 
-    def _ask(self, pixel_values: torch.Tensor, items: Sequence[_Item]) -> list[tuple[Answer, ...]]:
+    def _ask(self, pixels: Pixels, items: Sequence[_Item]) -> list[tuple[Answer, ...]]:
         """All answers for some images, each encoded once."""
-        embedded = self.captioner.embed_images(pixel_values)
+        embedded = self.captioner.vision.embed(pixels).values
         answers: list[list[Answer]] = [[] for _ in items]
         for question in dict.fromkeys(question for item in items for question in item.questions):
-            wanted = [row for row, item in enumerate(items) if question in item.questions]
-            generated = self._generate(question, embedded[wanted], self.decoding)
-            flags = [self._flags(question, one) for one in generated]
-            doubtful = [i for i, found in enumerate(flags) if found] if self.config.retry else []
-            if doubtful:
-                again = self._try_again(question, embedded[[wanted[i] for i in doubtful]])
-                for i, other in zip(doubtful, again, strict=False):
-                    if len(better := self._flags(question, other)) < len(flags[i]):
-                        generated[i], flags[i] = other, better
-            for row, one, found in zip(wanted, generated, flags, strict=True):
-                content = self._content(question, items[row], one)
-                if content or question.may_be_empty:
-                    answers[row].append(Answer(question, content, found))
+            rows = [row for row, item in enumerate(items) if question in item.questions]
+            ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(rows), -1)
+            may_be_empty = question.may_be_empty
+            texts = self.asker.ask(Embeddings(embedded[rows]), ids, None, may_be_empty=may_be_empty)
+            for row, text in zip(rows, texts, strict=True):
+                content = self._content(question, items[row], text)
+                if content or may_be_empty:
+                    answers[row].append(Answer(question, content, text.flags(may_be_empty=may_be_empty)))
         return [tuple(given) for given in answers]
-
-    def _try_again(self, question: Question, embedded: torch.Tensor) -> list[Generated]:
-        """Second answers; none where memory doesn't suffice for more beams: the first ones stay."""
-        decoding = _second_try(self.decoding)
-        with suppress(UserError):
-            return self.second_pieces.run(
-                lambda piece: self._generate(question, embedded[piece], decoding), len(embedded)
-            )
-        return []
-
-    def _generate(self, question: Question, embedded: torch.Tensor, decoding: Decoding) -> list[Generated]:
-        ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(embedded), -1)
-        return self.captioner.generate(embedded, ids, None, decoding)
-
-    @staticmethod
-    def _flags(question: Question, generated: Generated) -> tuple[str, ...]:
-        flags = flag_problems(generated.raw, new_tokens=generated.tokens, limit=generated.limit)
-        return tuple(flag for flag in flags if not (flag == "empty" and question.may_be_empty))
 
     def _content(self, question: Question, item: _Item, generated: Generated) -> Content:
         content = parse_answer(self.tasks[question.name], generated.raw, item.size)
@@ -217,7 +204,7 @@ class _Worker:
             content = self.style.apply(content, item.image)
         return content
 
-    def _note(self, plan: Plan, batch: Batch, records: Sequence[Record]) -> None:
+    def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record]) -> None:
         """Count what was done, and name what was not."""
         asked = dict(plan.todo[index] for index in batch.indices)
         failures = [(as_utf8(plan.todo[index][0]), reason) for index, reason in batch.failures]
@@ -237,20 +224,6 @@ class _Worker:
         if failures and self.config.failures:
             lines = (json_line({"path": image, "reason": reason}) for image, reason in failures)
             append_text(self.config.failures, "".join(lines))
-
-
-def _second_try(first: Decoding) -> Decoding:
-    """Other settings for a caption that went wrong: a search that punishes repeating and prefers to come to an end."""
-    return replace(
-        first,
-        num_beams=max(first.num_beams, 3),
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        no_repeat_ngram_size=3,
-        repetition_penalty=1.3,
-        length_penalty=-1.0,
-    )
 
 
 def _summarise(tallies: Sequence[_Tally], kept: int, seconds: float, display: Display) -> CaptionSummary:

@@ -1,27 +1,33 @@
 """What settings are: models with a default, a unit and a help text for each, read from YAML and flags.
 
-Defaults < YAML < flags. `config.py` has the settings themselves.
+Defaults < YAML < flags. `options.py` has the settings themselves.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from florence2ner.errors import UserError, did_you_mean
 
+SETTINGS_FILE = "config.yaml"  # the settings in a run's folder
 
-def option(default: Any, help_: str, panel: str, *, positional: bool = False, **constraints: Any) -> Any:
-    """One setting: default, help text with the unit, group of `--help`, and pydantic's limits, such as `ge=1`."""
-    extra: dict[str, Any] = {"panel": panel, "positional": positional}
-    return Field(default, description=help_, json_schema_extra=extra, **constraints)
+
+def option(default: Any, help_: str, *, positional: bool = False, **constraints: Any) -> Any:
+    """One setting: default, help text with the unit, and pydantic's limits, such as `ge=1`."""
+    return Field(default, description=help_, json_schema_extra={"positional": positional}, **constraints)
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen once made, and a key that nobody knows is an error."""
+    """Base of all settings: frozen once made, and a key that nobody knows is an error.
+
+    `panel` is the group of `--help`, and of the guide's table, in which the fields of a class stand.
+    """
+
+    panel: ClassVar[str]
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -44,19 +50,15 @@ class Config(BaseModel):
 
     @classmethod
     def panel_of(cls, name: str) -> str:
-        """The group of `--help` and of the README's table that the field `name` stands in."""
-        return str(cls._extra(name)["panel"])
+        """The group in which the field `name` stands."""
+        return next(owner.panel for owner in cls.__mro__ if issubclass(owner, Config) and name in owner.__annotations__)
 
     @classmethod
     def is_positional(cls, name: str) -> bool:
         """Whether the command line gives the field `name` without a flag."""
-        return bool(cls._extra(name)["positional"])
-
-    @classmethod
-    def _extra(cls, name: str) -> dict[str, Any]:
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict)
-        return extra
+        return bool(extra["positional"])
 
     def to_yaml(self) -> str:
         """The settings as a YAML file that `--config` reads back to an equal object."""
@@ -99,4 +101,7 @@ def _describe(cls: type[Config], problem: Any) -> str:
         return f"{name} is missing: give {flag} or set it in the config file"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = problem["input"]
-    return f"{name}: {message}, not {str(given) if isinstance(given, Path) else given!r}" if name else message
+    shown = str(given) if isinstance(given, Path) else repr(given)
+    if problem["type"] == "value_error" and (not isinstance(given, str | Path) or str(given) in message):
+        shown = ""  # it is named already
+    return f"{name}: {message}{shown and f', not {shown}'}" if name else message

@@ -1,56 +1,116 @@
-"""The options that commands share, a class for each group of them: name, type, default, unit and help text."""
+"""The options that commands share, a class for each group of them in `--help`: name, type, default, unit, help text.
+
+Each is written once, here or in the file of its only command. `commands.py` puts the groups together.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from florence2ner.config.base import Config, option
 
+
+def _require_folder(path: Path) -> Path:
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}; name the folder that holds the images and captions")
+    return path
+
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+DatasetFolder = Annotated[UserPath, AfterValidator(_require_folder)]
+MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
 
 
 class ModelOptions(Config):
-    """Which model, and how it is computed: shared by train, eval and caption."""
+    """Which model."""
+
+    panel: ClassVar[str] = "Model"
 
     model_name: str = option(
-        "microsoft/Florence-2-base", "Model to start from: a local directory or a Hugging Face hub id.", "Model"
+        "microsoft/Florence-2-base", "Model to start from: a local directory or a Hugging Face hub id."
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
-        "sdpa", "Attention kernels of transformers.", "Model"
-    )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
-        "auto",
-        "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
-        "Machine",
-    )
-    compile: bool = option(
-        False,
-        "Compile the vision tower and the language model's encoder: minutes at the start, faster from then on.",
-        "Machine",
-    )
-    dataloader_workers: int | None = option(
-        None, "Processes that decode images, per training process. none: chosen from the machine.", "Machine", ge=0
-    )
-    dataloader_prefetch: int | None = option(
-        None,
-        "Batches that each of them keeps ready. none: at least two, and an update's worth together.",
-        "Machine",
-        ge=1,
-    )
-    pin_memory: bool | None = option(
-        None, "Page-locked memory for batches on their way to a GPU. none: wherever there is a GPU.", "Machine"
+        "sdpa", "Attention kernels of transformers."
     )
 
 
 class PromptOptions(Config):
     """What is asked of the images of a dataset."""
 
-    task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.", "Data")
+    panel: ClassVar[str] = "Data"
+
+    task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.")
 
 
-class GenerationOptions(Config):
-    """How captions are generated."""
+class Decoding(Config):
+    """How text is generated, by the names that transformers has; None leaves a setting as the checkpoint has it."""
 
-    max_new_tokens: int = option(512, "Longest caption to generate, in tokens.", "Generation", ge=1)
-    num_beams: int = option(3, "Beams of the beam search (1: greedy).", "Generation", ge=1)
+    panel: ClassVar[str] = "Generation"
+
+    max_new_tokens: int = option(512, "Longest caption to generate, in tokens.", ge=1)
+    num_beams: int = option(3, "Beams of the beam search (1: greedy).", ge=1)
+    temperature: float | None = option(None, "Sample at this temperature. none: no sampling.", gt=0)
+    top_p: float | None = option(None, "Sample among the likeliest tokens that make up this share.", gt=0, le=1)
+    top_k: int | None = option(None, "Sample among this many of the likeliest tokens.", ge=1)
+    no_repeat_ngram_size: int | None = option(
+        None, "Never write this many tokens twice; 0: off. none: the model's own.", ge=0
+    )
+    repetition_penalty: float | None = option(
+        None, "Above 1, tokens that were written become less likely. none: the model's own.", gt=0
+    )
+    length_penalty: float | None = option(
+        None, "Above 0 favours long captions among the beams, below 0 short ones. none: the model's own."
+    )
+    bad_words: tuple[str, ...] = option((), "A word never to write; repeat the flag for several.")
+
+    @model_validator(mode="after")
+    def _sampling_has_a_temperature(self) -> Self:
+        if self.temperature is None and (self.top_p is not None or self.top_k is not None):
+            raise ValueError("top_p and top_k choose among sampled tokens: set temperature, such as 0.7")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left to the checkpoint, by name."""
+        values = {name: getattr(self, name) for name in Decoding.model_fields}
+        return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+class GenerationOptions(Decoding):
+    """How captions are made: one way for `caption`, `eval` and the evaluations of `train`."""
+
+    panel: ClassVar[str] = "Generation"
+
+    retry: bool = option(True, "Ask once more, with other settings, where a caption is empty, a loop or cut off.")
+
+
+class MachineOptions(Config):
+    """How the machine is used."""
+
+    panel: ClassVar[str] = "Machine"
+
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
+        "auto",
+        "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
+    )
+    compile: bool = option(
+        False, "Compile the vision tower and the language model's encoder: minutes at the start, faster from then on."
+    )
+    dataloader_workers: int | None = option(
+        None, "Processes that decode images, per training process. none: chosen from the machine.", ge=0
+    )
+    dataloader_prefetch: int | None = option(
+        None, "Batches that each of them keeps ready. none: at least two, and an update's worth together.", ge=1
+    )
+    pin_memory: bool | None = option(
+        None, "Page-locked memory for batches on their way to a GPU. none: wherever there is a GPU."
+    )
+
+
+class BatchOptions(Config):
+    """How many images are asked about at once."""
+
+    panel: ClassVar[str] = "Machine"
+
+    batch_size: int = option(16, "Images per batch and process; halved where memory runs out.", ge=1)

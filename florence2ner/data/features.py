@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from florence2ner.data.samples import ImageRef
 from florence2ner.errors import UserError
 from florence2ner.files import append_text, sweep_unfinished
 
@@ -37,7 +38,7 @@ class FeatureCache:
         """Raises UserError where the directory can't be written to."""
         self.directory = directory
         self.folder = directory / fingerprint
-        self.keys: dict[Path, str] = {}  # of every image that was identified: the digest of its content
+        self.digests: dict[str, str] = {}  # of the content of every image that was identified, by its key
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -46,54 +47,54 @@ class FeatureCache:
             ) from error
         sweep_unfinished(self.folder)
 
-    def identify(self, images: Iterable[Path]) -> dict[Path, str]:
+    def identify(self, images: Iterable[ImageRef]) -> dict[str, str]:
         """Digest the contents of images, of those that have changed since they were last digested.
 
-        An image that can't be read has none. The result is for `keys`, here and in other processes.
+        An image that can't be read has none. The result is for `digests`, here and in other processes.
         """
         known = _read_digests(self.directory / _DIGESTS)
-        found: dict[Path, str] = {}
-        unknown: list[tuple[Path, str]] = []
+        found: dict[str, str] = {}
+        unknown: list[tuple[ImageRef, str]] = []
         for image in images:
             if (stamp := _stamp(image)) is None:
                 continue
             if digest := known.get(stamp):
-                found[image] = digest
+                found[image.key] = digest
             else:
                 unknown.append((image, stamp))
         with ThreadPoolExecutor() as pool:  # reading waits for the disk, and hashing lets other threads run
             digests = pool.map(_digest, (image for image, _ in unknown))
             pairs = zip(unknown, digests, strict=True)
             while batch := list(islice(pairs, 1000)):  # so that a kill loses little
-                new = {image: digest for (image, _), digest in batch if digest}
-                lines = (json.dumps([stamp, new[image]]) + "\n" for (image, stamp), _ in batch if image in new)
+                new = {image.key: digest for (image, _), digest in batch if digest}
+                lines = (json.dumps([stamp, new[image.key]]) + "\n" for (image, stamp), _ in batch if image.key in new)
                 append_text(self.directory / _DIGESTS, "".join(lines))
                 found |= new
         return found
 
-    def missing(self, images: Iterable[Path]) -> list[Path]:
+    def missing(self, images: Iterable[ImageRef]) -> list[ImageRef]:
         """Those of the identified images that have no feature yet, one for each content."""
-        by_key = {key: image for image in images if (key := self.keys.get(image))}
-        return [image for key, image in by_key.items() if not self._file(key).exists()]
+        by_digest = {digest: image for image in images if (digest := self.digests.get(image.key))}
+        return [image for digest, image in by_digest.items() if not self._file(digest).exists()]
 
-    def load(self, image: Path) -> Tensor | None:
-        """The feature of an image; None where there is no whole one."""
-        key = self.keys.get(image)
-        if key is None:
+    def load(self, key: str) -> Tensor | None:
+        """The feature of an image, by its key; None where there is no whole one."""
+        digest = self.digests.get(key)
+        if digest is None:
             return None
         try:
-            data = self._file(key).read_bytes()
+            data = self._file(digest).read_bytes()
         except OSError:
             return None
         content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:  # the power failed while it was written
-            self._file(key).unlink(missing_ok=True)  # the next run makes it anew
+            self._file(digest).unlink(missing_ok=True)  # the next run makes it anew
             return None
         return safetensors.torch.load(content)["feature"]
 
-    def store(self, image: Path, feature: Tensor) -> bool:
+    def store(self, key: str, feature: Tensor) -> bool:
         """Keep the feature of an identified image. False where the disk is full."""
-        file = self._file(self.keys[image])
+        file = self._file(self.digests[key])
         content = safetensors.torch.save({"feature": feature.contiguous()})
         unfinished = self.folder / f".{file.name}.{os.getpid()}.unfinished"
         try:
@@ -112,8 +113,8 @@ class FeatureCache:
         left = min(max_bytes - used, disk.free - _RESERVE * disk.total)
         return max(0, int(left // entry_bytes))
 
-    def _file(self, key: str) -> Path:
-        return self.folder / key[:2] / key
+    def _file(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
@@ -151,17 +152,17 @@ def _is_running(process: str) -> bool:
     return True
 
 
-def _stamp(image: Path) -> str | None:
+def _stamp(image: ImageRef) -> str | None:
     """What changes whenever the file does."""
     try:
-        found = image.stat()
+        found = image.path.stat()
     except OSError:
         return None
-    return f"{os.path.abspath(image)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+    return f"{os.path.abspath(image.path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def _digest(image: Path) -> str | None:
-    with suppress(OSError), image.open("rb") as file:
+def _digest(image: ImageRef) -> str | None:
+    with suppress(OSError), image.open() as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return None
 

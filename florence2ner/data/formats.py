@@ -9,18 +9,10 @@ from pathlib import Path
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 )
-
-
 # The Pillow plugins that other images need, and the packages that have them.
 PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
-
-
 PACKAGES = {"pillow_heif": "pillow-heif", "pillow_jxl": "pillow-jxl-plugin"}
-
-
 ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
-
-
 CAPTION_EXTENSION = ".txt"
 
 

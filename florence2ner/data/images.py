@@ -2,24 +2,22 @@
 
 import io
 import itertools
-import os
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from florence2ner.config.options import MAX_PIXELS
 from florence2ner.data.formats import PACKAGES, PLUGINS, load_plugin
+from florence2ner.data.samples import ImageRef
 
-MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,27 +56,27 @@ class _Decoded:
     profile: bytes | None  # ICC
 
 
-def load_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file to sRGB in full size: as EXIF turns it, transparency over white, 16 bits cut to 8.
 
     Of an animation the first frame. Raises ImageError, and nothing else, for a file that is missing, truncated, not an
     image, not a regular file, or of more than `max_pixels` pixels (those are never decoded).
     """
-    with _reasons(path):
-        decoded = _decode(path, max_pixels)
+    with _reasons(image):
+        decoded = _decode(image, max_pixels)
         return _finish(decoded.image, decoded)
 
 
-def load_pixels(path: Path, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Picture:
+def load_pixels(image: ImageRef, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Picture:
     """`to_pixels(load_image(path), size)`, sooner: colours and orientation are seen to after the squash.
 
     A large JPEG is decoded at half its size, unless it shows fine detail, where that would be seen. Otherwise, for a
     file that has no ICC profile and lies upright, the two are equal. Raises ImageError alike.
     """
-    with _reasons(path):
-        decoded = _decode(path, max_pixels, at_least=size)
+    with _reasons(image):
+        decoded = _decode(image, max_pixels, at_least=size)
         if decoded.image.size != decoded.size and _detail(decoded.image) > _MOST_DETAIL:
-            decoded = _decode(path, max_pixels)
+            decoded = _decode(image, max_pixels)
         turned = decoded.turn in _QUARTER_TURNS
         width, height = decoded.size
         small = decoded.image.resize(size if turned else size[::-1], Image.Resampling.BICUBIC, decoded.box)
@@ -97,21 +95,20 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 
 @contextmanager
-def _reasons(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into an ImageError."""
+def _reasons(image: ImageRef) -> Iterator[None]:
+    """Turn whatever goes wrong with an image into an ImageError."""
     try:
         yield
     except ImageError:
         raise
     except UnidentifiedImageError:
-        plugin = PLUGINS.get(path.suffix.lower())
+        plugin = PLUGINS.get(image.suffix)
         needed = (
             f"needs the Python package {PACKAGES.get(plugin, plugin)}" if plugin and not load_plugin(plugin) else ""
         )
         raise ImageError(needed or "not an image that can be read") from None
     except OSError as error:  # its whole text would name the path
-        broken = isinstance(error, FileNotFoundError) and path.is_symlink()
-        raise ImageError("broken link" if broken else error.strerror or str(error) or type(error).__name__) from None
+        raise ImageError(error.strerror or str(error) or type(error).__name__) from None
     except Exception as error:  # decoders of broken files raise almost anything
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
@@ -128,26 +125,26 @@ def _quiet_pillow() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header of a file. Waits for no pipe and runs no program."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("not a regular file")
-    if not status.st_size:
-        raise ImageError("empty file")
-    for plugin in sorted({*PLUGINS.values()}):
-        load_plugin(plugin)
-    with _quiet_pillow():
-        image = Image.open(path)
-    if image.format == "EPS":  # Pillow would have Ghostscript run it
-        image.close()
-        raise UnidentifiedImageError
-    return image
+@contextmanager
+def _open(source: ImageRef) -> Iterator[Image.Image]:
+    """Open an image, of which only the header is read. Runs no program."""
+    with source.open() as file:
+        if not file.read(1):
+            raise ImageError("empty file")
+        file.seek(0)
+        for plugin in sorted({*PLUGINS.values()}):
+            load_plugin(plugin)
+        with _quiet_pillow():
+            image = Image.open(file)
+        with image:
+            if image.format == "EPS":  # Pillow would have Ghostscript run it
+                raise UnidentifiedImageError
+            yield image
 
 
-def _decode(path: Path, max_pixels: int, at_least: tuple[int, int] | None = None) -> _Decoded:
-    """Decode a file: a JPEG at half its size where that leaves enough for `at_least` = (height, width)."""
-    with _open(path) as image:
+def _decode(source: ImageRef, max_pixels: int, at_least: tuple[int, int] | None = None) -> _Decoded:
+    """Decode an image: a JPEG at half its size where that leaves enough for `at_least` = (height, width)."""
+    with _open(source) as image:
         width, height = size = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")

@@ -1,66 +1,23 @@
-"""Samples -> batches of tensors, in an order that is a pure function of the seed and the epoch."""
+"""Samples -> windows of batches, decoded ahead of the device by processes of their own where that helps."""
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Florence2Processor
 
-from florence2ner.config.options import ModelOptions
-from florence2ner.data.batch import Collator, Example, Window
-from florence2ner.data.images import MAX_PIXELS, ImageError, load_pixels
-from florence2ner.data.order import Draw, TrainPlan
+from florence2ner.config.options import MAX_PIXELS
+from florence2ner.data.batch import Collator, Example, FeatureSource, Window
+from florence2ner.data.images import ImageError, load_pixels
+from florence2ner.data.order import DataOrder, Draw
 from florence2ner.data.samples import Sample
-
-FeatureSource = Callable[[Path], Tensor | None]  # what the vision tower made of an image, where that is known
-
-
-class SampleDataset(Dataset[Example]):
-    """Decodes the image of a sample. An unreadable one becomes a blank picture that does not count."""
-
-    def __init__(
-        self, samples: Sequence[Sample], image_size: tuple[int, int], max_pixels: int, features: FeatureSource | None
-    ) -> None:
-        self.samples = samples
-        self.image_size = image_size
-        self.max_pixels = max_pixels
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, draw: Draw) -> Example:
-        image = self.samples[draw.index].image
-        if self.features is not None and (features := self.features(image)) is not None:
-            return Example(draw, features=features)
-        try:
-            picture = load_pixels(image, self.image_size, max_pixels=self.max_pixels)
-        except ImageError as error:
-            blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
-            return Example(Draw(draw.index, counted=False), blank, failure=str(error))
-        return Example(draw, picture.pixels, size=picture.size)
-
-
-@dataclass(frozen=True)
-class _PlannedBatches:
-    """The micro-batches of one process from update `first` up to `end`: a DataLoader's batch sampler."""
-
-    plan: TrainPlan
-    process: int
-    first: int
-    end: int
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for update in range(self.first, self.end):
-            yield from self.plan.window(update, self.process)
+from florence2ner.engine import launcher
+from florence2ner.model.inputs import Features
 
 
 @dataclass(frozen=True)
@@ -71,8 +28,24 @@ class Workers:
     prefetch: int | None = None  # batches that each of them keeps ready; None: as many as the loader needs
     pin_memory: bool = False
 
+    @classmethod
+    def for_device(
+        cls, device: torch.device, *, processes: int | None, prefetch: int | None, pin_memory: bool | None
+    ) -> Self:
+        """What is asked for; None is chosen for a process that computes on `device`: a share of the machine's cores.
 
-_NO_WORKERS = Workers()
+        A CPU is busy with the model itself: decoding in between costs the least.
+        """
+        cores = (os.cpu_count() or 1) // launcher.local_processes()
+        chosen = 0 if device.type == "cpu" else min(8, max(1, cores))
+        return cls(
+            processes=chosen if processes is None else processes,
+            prefetch=prefetch,
+            pin_memory=device.type == "cuda" if pin_memory is None else pin_memory,
+        )
+
+
+NO_WORKERS = Workers()
 
 
 class TrainLoader:
@@ -86,31 +59,31 @@ class TrainLoader:
         self,
         samples: Sequence[Sample],
         processor: Florence2Processor,
-        plan: TrainPlan,
+        order: DataOrder,
         *,
         process: int,
         first: int,
         end: int,
-        workers: Workers = _NO_WORKERS,
+        workers: Workers = NO_WORKERS,
         features: FeatureSource | None = None,
+        depth: int = 1,
     ) -> None:
-        self.planned = _PlannedBatches(plan, process, first, end)
-        self.loader = _data_loader(
-            samples, processor, self.planned, workers, depth=plan.accumulation, features=features
-        )
+        """`depth` is the number of batches that a window usually has."""
+        self.planned = _PlannedBatches(order, process, first, end)
+        dataset = SampleDataset(samples, _image_size(processor), features=features)
+        self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth)
 
     def __iter__(self) -> Iterator[Window]:
         batches = iter(self.loader)
-        plan, process = self.planned.plan, self.planned.process
-        for update in range(self.planned.first, self.planned.end):
-            micro_batches = len(plan.window(update, process))
-            yield Window(tuple(islice(batches, micro_batches)), epoch=update // plan.updates_per_epoch)
+        for window in self.planned.windows():
+            yield Window(tuple(islice(batches, len(window))))
 
 
 class SequentialLoader:
-    """One batch of samples per window, as `batches` lists them: for evaluation and captioning.
+    """One batch of samples per window, as `batches` lists them: for evaluation, captioning and encoding.
 
-    `batches` may be a generator: it is asked for the next one when that is to be decoded.
+    `batches` may be a generator: it is asked for the next one when that is to be decoded. `text` False leaves out
+    prompts and captions.
     """
 
     def __init__(
@@ -119,32 +92,87 @@ class SequentialLoader:
         processor: Florence2Processor,
         batches: Iterable[Sequence[int]],
         *,
-        workers: Workers = _NO_WORKERS,
+        text: bool = True,
+        workers: Workers = NO_WORKERS,
         max_pixels: int = MAX_PIXELS,
         features: FeatureSource | None = None,
     ) -> None:
         draws = ([Draw(index) for index in batch] for batch in batches)
-        self.loader = _data_loader(samples, processor, draws, workers, max_pixels=max_pixels, features=features)
+        dataset = SampleDataset(samples, _image_size(processor), max_pixels=max_pixels, features=features)
+        self.loader = _data_loader(dataset, draws, processor if text else None, workers)
 
     def __iter__(self) -> Iterator[Window]:
         return (Window((batch,)) for batch in self.loader)
 
 
+class SampleDataset(Dataset[Example]):
+    """Decodes the image of a sample to `image_size` (height, width). An unreadable one becomes a blank picture that
+    does not count."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        image_size: tuple[int, int],
+        *,
+        max_pixels: int = MAX_PIXELS,
+        features: FeatureSource | None = None,
+    ) -> None:
+        self.samples = samples
+        self.image_size = image_size
+        self.max_pixels = max_pixels
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> Example:
+        image = self.samples[draw.index].image
+        if self.features and (encoded := self.features.load(image.key)) is not None:
+            return Example(draw, encoded=encoded)
+        try:
+            picture = load_pixels(image, self.image_size, max_pixels=self.max_pixels)
+        except ImageError as error:
+            blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
+            return Example(Draw(draw.index, valid=False), blank, failure=str(error))
+        return Example(draw, picture.pixels, size=picture.size)
+
+
+@dataclass(frozen=True)
+class _PlannedBatches:
+    """The micro-batches of one process from update `first` up to `end`: a DataLoader's batch sampler."""
+
+    order: DataOrder
+    process: int
+    first: int
+    end: int
+
+    def windows(self) -> Iterator[list[list[Draw]]]:
+        """The micro-batches of one update after the other."""
+        return (self.order.window(update, self.process) for update in range(self.first, self.end))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for window in self.windows():
+            yield from window
+
+
+def _image_size(processor: Florence2Processor) -> tuple[int, int]:
+    size = processor.image_processor.size
+    return size["height"], size["width"]
+
+
 def _data_loader(
-    samples: Sequence[Sample],
-    processor: Florence2Processor,
+    dataset: SampleDataset,
     batch_sampler: Iterable[list[Draw]],
+    processor: Florence2Processor | None,
     workers: Workers,
     *,
     depth: int = 1,
-    max_pixels: int = MAX_PIXELS,
-    features: FeatureSource | None = None,
 ) -> DataLoader[Any]:
-    height, width = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    encoded_type = dataset.features.encoded_type if dataset.features else Features
     return DataLoader(
-        SampleDataset(samples, (height, width), max_pixels, features),
+        dataset,
         batch_sampler=batch_sampler,
-        collate_fn=Collator(samples, processor),
+        collate_fn=Collator(dataset.samples, processor, encoded_type),
         num_workers=workers.processes,
         # A window is taken whole before its first forward: keep one ready, or the device waits for it.
         prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,
@@ -159,21 +187,3 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """Ctrl-C and schedulers signal the workers too; the images that they decode are needed to finish the update."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def resolve_workers(accelerator: Accelerator, config: ModelOptions) -> Workers:
-    """Decoding processes beside this process: what `config` asks for, or a share of the machine's cores."""
-    on_gpu = accelerator.device.type == "cuda"
-    asked = config.dataloader_workers
-    return Workers(
-        processes=_share_of_cores(accelerator) if asked is None else asked,
-        prefetch=config.dataloader_prefetch,
-        pin_memory=on_gpu if config.pin_memory is None else config.pin_memory,
-    )
-
-
-def _share_of_cores(accelerator: Accelerator) -> int:
-    if accelerator.device.type == "cpu":  # the model itself keeps them busy: decoding in between costs the least
-        return 0
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, (os.cpu_count() or 1) // processes_here))

@@ -1,32 +1,48 @@
 """Which samples each update takes: a pure function of the seed and the epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 _SORTED_TOGETHER = 16  # windows whose samples are sorted by length: enough for little padding, few enough to be random
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Which sample a batch takes. `counted` False makes it a filler, drawn only to keep processes in step."""
+    """Which sample a batch takes. Without `valid` it is a filler, drawn only to keep processes in step."""
 
     index: int
-    counted: bool = True
+    valid: bool = True
+
+
+class DataOrder(Protocol):
+    """The order in which a run takes its samples, known before any is read."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer update, over all processes."""
+
+    @property
+    def updates_per_epoch(self) -> int | None:
+        """Optimizer updates per epoch; None where nobody knows how many samples there are."""
+
+    def window(self, update: int, process: int) -> list[list[Draw]]:
+        """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0."""
 
 
 @dataclass(frozen=True)
-class TrainPlan:
-    """Which samples each update of each process takes: a pure function of these numbers.
+class ShuffledOrder:
+    """Samples of a known number, shuffled anew for each epoch.
 
     The samples of one update are a slice of `order(epoch)` that depends on the global batch only, so runs on one or
     many processes, with large micro-batches or small, see the same data in the same order.
     """
 
-    samples: int
+    samples: Sized
     batch_size: int
     accumulation: int
     processes: int
@@ -41,18 +57,18 @@ class TrainPlan:
     @property
     def updates_per_epoch(self) -> int:
         """Optimizer updates per epoch; the last one may be short."""
-        return -(-self.samples // self.global_batch)
+        return -(-len(self.samples) // self.global_batch)
 
-    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def order(self, epoch: int) -> Indices:
         """The order in which an epoch takes the samples."""
         if self.lengths is None:
-            return _order(self.samples, self.seed, epoch)
-        return _order_by_length(self.samples, self.seed, epoch, self.lengths, self.global_batch)
+            return _order(len(self.samples), self.seed, epoch)
+        return _order_by_length(len(self.samples), self.seed, epoch, self.lengths, self.global_batch)
 
     def window(self, update: int, process: int) -> list[list[Draw]]:
         """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0.
 
-        A short last window is dealt out evenly; a process left with nothing draws a filler that does not count.
+        A short last window is dealt out evenly; a process left with nothing draws a filler.
         """
         epoch, position = divmod(update, self.updates_per_epoch)
         drawn = self.order(epoch)[position * self.global_batch :][: self.global_batch]
@@ -60,22 +76,26 @@ class TrainPlan:
             drawn = drawn[np.argsort([-self.lengths[i] for i in drawn], kind="stable")]
         micro_batches = -(-len(drawn) // (self.batch_size * self.processes))
         shares = np.array_split(drawn, micro_batches * self.processes)[process :: self.processes]
-        return [[Draw(int(i)) for i in share] or [Draw(int(drawn[0]), counted=False)] for share in shares]
+        return [[Draw(int(i)) for i in share] or [Draw(int(drawn[0]), valid=False)] for share in shares]
+
+
+def deal(samples: int, batch_size: int, *, process: int, processes: int) -> list[Sequence[int]]:
+    """The batches of one process when samples 0, 1, 2 ... are dealt out to all processes in turn."""
+    share = range(process, samples, processes)
+    return [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
 
 
 @lru_cache(maxsize=2)
-def _order(samples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _order(samples: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng((seed, epoch)).permutation(samples)
 
 
 @lru_cache(maxsize=2)
-def _order_by_length(
-    samples: int, seed: int, epoch: int, lengths: tuple[int, ...], window: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _order_by_length(samples: int, seed: int, epoch: int, lengths: tuple[int, ...], window: int) -> Indices:
     """The order of an epoch with samples of like length in the same window: sorted in stretches, windows shuffled."""
     order = _order(samples, seed, epoch)
     rng = np.random.default_rng((seed, epoch, 1))
-    windows: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    windows: list[Indices] = []
     whole = samples - samples % window  # a short last window stays the last
     for at in range(0, whole, _SORTED_TOGETHER * window):
         stretch = order[at : min(at + _SORTED_TOGETHER * window, whole)]
@@ -83,9 +103,3 @@ def _order_by_length(
         cut = np.split(stretch, range(window, len(stretch), window))
         windows += [cut[i] for i in rng.permutation(len(cut))]
     return np.concatenate([*windows, order[whole:]])
-
-
-def deal(samples: int, batch_size: int, *, process: int, processes: int) -> list[Sequence[int]]:
-    """The batches of one process when samples 0, 1, 2 ... are dealt out to all processes in turn."""
-    share = range(process, samples, processes)
-    return [share[at : at + batch_size] for at in range(0, len(share), batch_size)]

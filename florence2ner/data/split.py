@@ -1,4 +1,4 @@
-"""Which samples are trained on and which are held out for evaluation."""
+"""Which samples are trained on and which are held out for evaluation, and the file that says so."""
 
 import json
 import os
@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from florence2ner.data.formats import CAPTION_EXTENSION, readable_images
-from florence2ner.data.layouts.pairs import Discovery, caption_of, discover_samples
-from florence2ner.data.samples import Sample
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.samples import Discovery, Sample
 from florence2ner.errors import UserError
 
+SPLIT_FILE = "split.json"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+_ROOT, _TRAIN, _EVAL = "dataset_path", "train", "eval"  # keys of the file
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Split:
 
     train: tuple[Sample, ...]
     eval: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.eval)
 
 
 def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int) -> tuple[Split, Discovery]:
@@ -32,7 +38,7 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
     UserError when that leaves nothing to train or evaluate on.
     """
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
-    found = discover_samples(train_root if train_root.is_dir() else root, task_prompt)
+    found = discover_samples(root, task_prompt, folder=train_root if train_root.is_dir() else root)
     if not found.samples:
         raise UserError(
             f"no image with a caption in {root}: each image needs a {CAPTION_EXTENSION} of the same name beside it "
@@ -41,11 +47,11 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
     train = found.samples
     if eval_root.is_dir():
         hidden = {os.path.realpath(image) for image in readable_images(eval_root)}
-        train = tuple(sample for sample in train if os.path.realpath(sample.image) not in hidden)
+        train = tuple(sample for sample in train if os.path.realpath(sample.image.path) not in hidden)
     if eval_ratio is None and train:
         return Split(train, ()), replace(found, samples=train)
     if eval_root.is_dir():
-        held_out = discover_samples(eval_root, task_prompt)
+        held_out = discover_samples(root, task_prompt, folder=eval_root)
         if not train or not held_out.samples:
             empty = eval_root if train else root
             raise UserError(
@@ -53,37 +59,7 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
             )
         return Split(train, held_out.samples), _merge(replace(found, samples=train), held_out)
     assert eval_ratio is not None
-    count = max(1, round(len(found.samples) * eval_ratio))
-    if count >= len(found.samples):
-        raise UserError(
-            f"eval_split_ratio {eval_ratio} of {len(found.samples)} samples leaves nothing to train on: "
-            "lower it, add images, or set eval_steps: none to train on everything"
-        )
-    held_out_indices = set(random.Random(seed).sample(range(len(found.samples)), count))
-    chosen = tuple(sample for i, sample in enumerate(found.samples) if i in held_out_indices)
-    kept = tuple(sample for i, sample in enumerate(found.samples) if i not in held_out_indices)
-    return Split(kept, chosen), found
-
-
-def split_to_json(split: Split, root: Path) -> str:
-    """Which images are trained on and which are held out, relative to `root`; `read_split` reads it back."""
-    names = {"dataset_path": str(root.resolve())} | {
-        part: [sample.image.relative_to(root).as_posix() for sample in samples]
-        for part, samples in (("train", split.train), ("eval", split.eval))
-    }
-    text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
-    # Bytes of a name that are not UTF-8 are lone surrogates in Python, which no file can hold but escaped.
-    return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
-
-
-def read_split(path: Path, root: Path, task_prompt: str) -> Split:
-    """The split that a run wrote, with the captions as they are now. Raises UserError when a file of it is gone."""
-    names = json.loads(path.read_text(encoding="utf-8"))
-
-    def read(part: str) -> tuple[Sample, ...]:
-        return tuple(Sample(image, task_prompt, caption_of(image)) for image in (root / name for name in names[part]))
-
-    return Split(read("train"), read("eval"))
+    return _hold_out(found.samples, eval_ratio, seed), found
 
 
 def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> Split:
@@ -93,13 +69,65 @@ def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence
     """
 
     def fitting(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        lengths = count_tokens([sample.caption or "" for sample in samples]) if samples else []
+        lengths = count_tokens([sample.caption for sample in samples]) if samples else []
         return tuple(sample for sample, length in zip(samples, lengths, strict=True) if length <= limit)
 
     kept = Split(fitting(split.train), fitting(split.eval))
     if not kept.train or (split.eval and not kept.eval):
         raise UserError(f"every caption is longer than the {limit} tokens that the model can write: shorten them")
     return kept
+
+
+def split_to_json(split: Split, root: Path) -> str:
+    """Which images of the dataset in `root` are trained on and which are held out; `read_split` reads it back."""
+    names = {
+        _ROOT: str(root.resolve()),
+        _TRAIN: [sample.image.key for sample in split.train],
+        _EVAL: [sample.image.key for sample in split.eval],
+    }
+    text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
+    # Bytes of a name that are not UTF-8 are lone surrogates in Python, which no file can hold but escaped.
+    return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
+
+
+def read_split(path: Path, read_sample: Callable[[str], Sample]) -> Split:
+    """The split that a run wrote; `read_sample` finds a sample by the key of its image.
+
+    Raises UserError when the file is not a split, and what `read_sample` raises.
+    """
+    names = _read(path)
+    return Split(tuple(map(read_sample, names[_TRAIN])), tuple(map(read_sample, names[_EVAL])))
+
+
+def images_trained_on(path: Path) -> set[Path]:
+    """The images that the run of a split file trained on. Raises UserError when the file is not a split."""
+    names = _read(path)
+    return {Path(names[_ROOT], key) for key in names[_TRAIN]}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        names: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if names.keys() >= {_ROOT, _TRAIN, _EVAL}:
+            return names
+    except (ValueError, AttributeError):
+        pass
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    raise UserError(f"{path} doesn't hold the split of a run, or that of another version: start a new run")
+
+
+def _hold_out(samples: tuple[Sample, ...], ratio: float, seed: int) -> Split:
+    count = max(1, round(len(samples) * ratio))
+    if count >= len(samples):
+        raise UserError(
+            f"eval_split_ratio {ratio} of {len(samples)} samples leaves nothing to train on: "
+            "lower it, add images, or set eval_steps: none to train on everything"
+        )
+    held_out = set(random.Random(seed).sample(range(len(samples)), count))
+    chosen = tuple(sample for i, sample in enumerate(samples) if i in held_out)
+    kept = tuple(sample for i, sample in enumerate(samples) if i not in held_out)
+    return Split(kept, chosen)
 
 
 def _merge(first: Discovery, second: Discovery) -> Discovery:

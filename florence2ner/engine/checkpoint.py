@@ -21,7 +21,7 @@ LATEST, BEST = "latest", "best"
 _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainState:
     """Where a training run stands, all of it plain numbers and text: saved as JSON beside the optimizer's state."""
 
@@ -41,15 +41,22 @@ class TrainState:
     tracker_id: str = ""  # of the Weights & Biases run
 
 
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay on the disk. The newest and the best always do."""
+
+    limit: int | None  # how many, the oldest go first; None: all
+    states: bool = False  # whether all of them keep their training state; else only the newest does
+    spared: Collection[int] = ()  # steps that are never deleted
+
+
 def save_checkpoint(
     accelerator: Accelerator,
     run_dir: Path,
     state: TrainState,
     export: Callable[[Path], None],
     *,
-    keep: int | None,
-    keep_states: bool = False,
-    keep_steps: Collection[int] = (),
+    retention: Retention,
     with_weights: bool = False,
 ) -> Path:
     """Write a checkpoint, then drop what is no longer to be kept. Every process must call this.
@@ -59,36 +66,14 @@ def save_checkpoint(
                                    the weights too where `with_weights` says that the export doesn't hold them exactly
         run_dir/latest, best       links to checkpoints
 
-    A checkpoint is written under another name, flushed to disk and renamed, so that a `step-<n>` is always complete; it
-    is taken away the other way round. `keep` counts checkpoints, the oldest go first, but never the best one nor those
-    of `keep_steps`. The training state is kept only in the newest, unless `keep_states`.
+    A checkpoint is written under another name, flushed to disk and renamed, so that a `step-<n>` is always complete; to
+    be deleted, it is renamed first.
     Raises UserError, in every process, when the disk is full; the checkpoints of before are then untouched.
     """
     unfinished, final = run_dir / f"{_UNFINISHED}{_PREFIX}{state.step}", run_dir / f"{_PREFIX}{state.step}"
 
-    def write_export() -> None:
-        if accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            export(unfinished)
-
-    def write_state() -> None:
-        hook = accelerator.register_save_state_pre_hook(_unwrap_weights if with_weights else _leave_out_weights)
-        try:
-            accelerator.save_state(str(unfinished / STATE_FOLDER))
-        finally:
-            hook.remove()
-
-    def put_in_place() -> None:
-        if accelerator.is_main_process:
-            (unfinished / STATE_FOLDER / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-            _flush(unfinished)
-            unfinished.rename(final)
-            _flush_file(run_dir)
-
     try:
-        for action in (write_export, write_state, put_in_place):
-            all_or_none(accelerator, action)
+        _write(accelerator, unfinished, final, state, export, with_weights=with_weights)
     except Exception as error:
         full = _is_disk_full(error, run_dir)
         if accelerator.is_main_process:
@@ -102,7 +87,7 @@ def save_checkpoint(
         _link(run_dir / LATEST, final)
         if state.best_step is not None and (best := run_dir / f"{_PREFIX}{state.best_step}").exists():
             _link(run_dir / BEST, best)
-        _prune(run_dir, keep, keep_states, {state.step, *keep_steps, *([state.best_step] if state.best_step else [])})
+        _prune(run_dir, retention, {state.step, *([state.best_step] if state.best_step else [])})
     accelerator.wait_for_everyone()
     return final
 
@@ -147,8 +132,13 @@ def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
 
 def load_train_state(checkpoint: Path) -> TrainState:
     """The counters of a checkpoint."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FOLDER / STATE_FILE).read_text(encoding="utf-8"))
-    return TrainState(**state)
+    path = checkpoint / STATE_FOLDER / STATE_FILE
+    try:
+        return TrainState(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{path} is damaged, or of another version: start a new run with --model-name {checkpoint}"
+        ) from None
 
 
 def holds_weights(checkpoint: Path) -> bool:
@@ -175,14 +165,50 @@ def sweep(run_dir: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _prune(run_dir: Path, keep: int | None, keep_states: bool, keep_steps: set[int]) -> None:
+def _write(
+    accelerator: Accelerator,
+    unfinished: Path,
+    final: Path,
+    state: TrainState,
+    export: Callable[[Path], None],
+    *,
+    with_weights: bool,
+) -> None:
+    """Write a whole checkpoint to `unfinished`, then make it `final`. Each part is done in all processes or in none."""
+
+    def write_export() -> None:
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            export(unfinished)
+
+    def write_state() -> None:
+        hook = accelerator.register_save_state_pre_hook(_unwrap_weights if with_weights else _leave_out_weights)
+        try:
+            accelerator.save_state(str(unfinished / STATE_FOLDER))
+        finally:
+            hook.remove()
+
+    def put_in_place() -> None:
+        if accelerator.is_main_process:
+            (unfinished / STATE_FOLDER / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            _flush(unfinished)
+            unfinished.rename(final)
+            _flush_file(final.parent)
+
+    for action in (write_export, write_state, put_in_place):
+        all_or_none(accelerator, action)
+
+
+def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:
+    """Delete what is no longer to be kept, but never a step of `kept`."""
     older = list_checkpoints(run_dir)[:-1]
-    if not keep_states:
+    if not retention.states:
         for checkpoint in older:
             if (checkpoint / STATE_FOLDER).exists():
                 _discard(checkpoint / STATE_FOLDER, run_dir / f"{_UNFINISHED}{checkpoint.name}-{STATE_FOLDER}")
-    excess = 0 if keep is None else len(older) + 1 - keep
-    spare = [checkpoint for checkpoint in older if checkpoint_step(checkpoint) not in keep_steps]
+    excess = 0 if retention.limit is None else len(older) + 1 - retention.limit
+    spare = [checkpoint for checkpoint in older if checkpoint_step(checkpoint) not in kept.union(retention.spared)]
     for checkpoint in spare[: max(excess, 0)]:
         _discard(checkpoint)
 

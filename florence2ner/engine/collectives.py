@@ -29,8 +29,8 @@ def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
         raise RuntimeError(f"another process failed: {first}")
 
 
-def leave() -> None:
-    """Part from the other processes, at the end of a command that went well."""
+def destroy_process_group() -> None:
+    """Close the connections to the other processes, at the end of a command that went well."""
     PartialState().destroy_process_group()
 
 

@@ -1,31 +1,35 @@
-"""The one loop under train, eval and caption, and the optimizer update that makes it train.
-
-It knows step functions and windows of micro-batches, and nothing of Florence-2.
-"""
+"""The one loop under train, eval, caption and the filling of the feature cache."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 
-from florence2ner.data.batch import Window
 
+class Movable(Protocol):
+    """What a step works on: anything that can be moved to a device."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`."""
+
+
+Item = TypeVar("Item", bound=Movable)
 Result = TypeVar("Result")
 
 
 def run_loop(
-    windows: Iterable[Window],
-    step: Callable[[Window], Result],
-    after_step: Callable[[Window, Result], bool],
+    items: Iterable[Item],
+    step: Callable[[Item], Result],
+    after_step: Callable[[Item, Result], bool],
     *,
     device: torch.device,
 ) -> None:
-    """Take each window to the device, do one step with it, then what is due; until the windows end.
+    """Take each item to the device, do one step with it, then what is due; until the items end.
 
     `after_step` logs, evaluates, saves and writes; it returns True to stop early.
     """
-    for window in windows:
-        window = Window(tuple(batch.to(device) for batch in window.batches), window.epoch)
-        result = step(window)
-        if after_step(window, result):
+    for item in items:
+        moved = item.to(device)
+        result = step(moved)
+        if after_step(moved, result):
             break

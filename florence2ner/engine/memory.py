@@ -10,8 +10,8 @@ from florence2ner.errors import UserError
 Result = TypeVar("Result")
 
 
-class Pieces:
-    """Runs a function over the rows of a batch; out of memory halves the piece that it gets, from then on."""
+class AdaptiveBatch:
+    """Runs a function over the rows of a batch; where memory runs out, it gets half as many at once from then on."""
 
     def __init__(self, size: int, notify: Callable[[str], None]) -> None:
         self.size = size
@@ -21,13 +21,13 @@ class Pieces:
         """The results of `function(rows a..b)` over all rows. Raises UserError when one row alone is too much."""
         results: list[Result] = []
         while len(results) < rows:
-            piece = slice(len(results), min(len(results) + self.size, rows))
-            if (done := self._try(function, piece)) is not None:
+            part = slice(len(results), min(len(results) + self.size, rows))
+            if (done := self._try(function, part)) is not None:
                 results += done
                 continue
             # Out of the `except`, which would keep the tensors of the failed try alive.
             clear_device_cache(garbage_collection=True)
-            tried = piece.stop - piece.start
+            tried = part.stop - part.start
             if tried == 1:
                 raise UserError(
                     "memory runs out with a single image: lower num_beams or max_new_tokens, or set mixed_precision"
@@ -37,9 +37,9 @@ class Pieces:
         return results
 
     @staticmethod
-    def _try(function: Callable[[slice], list[Result]], piece: slice) -> list[Result] | None:
+    def _try(function: Callable[[slice], list[Result]], part: slice) -> list[Result] | None:
         try:
-            return function(piece)
+            return function(part)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or should_reduce_batch_size(error):
                 return None

@@ -1,4 +1,4 @@
-"""Work that the processes of a run take from a common heap, and counts that they keep together, without any waiting."""
+"""Work that the processes of a run share out among themselves, and numbers that they keep together, without waiting."""
 
 import time
 from collections import Counter
@@ -11,11 +11,14 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 _POLL = 0.1  # seconds
 
 
-class SharedCounts:
-    """Numbers that any process can add to, and read, at any moment: the launcher's own store keeps them."""
+class WorkQueue:
+    """Items 0, 1, 2 ... from which every process takes what no other has taken, and numbers that all can add to.
+
+    The launcher's own store keeps the numbers, so any process can read and change them at any moment.
+    """
 
     def __init__(self, accelerator: Accelerator, name: str) -> None:
-        """`name` tells these numbers from those of other runs in the same processes."""
+        """`name` tells this queue from others of the same processes."""
         self._local: Counter[str] = Counter()
         shared = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self._store = PrefixStore(name, _get_default_store()) if shared else None

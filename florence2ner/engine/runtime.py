@@ -17,6 +17,7 @@ from accelerate.utils import (
     set_seed,
 )
 
+from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 
 SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
@@ -79,7 +80,7 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 
 
 def _check_topology(accelerator: Accelerator) -> None:
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = launcher.processes()
     if started != accelerator.num_processes:
         raise UserError(
             f"the launcher started {started} processes but they do not see each other, so each would train alone; "

@@ -4,9 +4,12 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
@@ -95,6 +98,11 @@ def start_trackers(
     accelerator.init_trackers(project, values, options)
 
 
+def has_tables(accelerator: Accelerator) -> bool:
+    """Whether a tracker can show a table."""
+    return any(tracker.name == "wandb" for tracker in accelerator.trackers)
+
+
 def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.Image]], *, step: int) -> None:
     """Show truth, prediction and thumbnail as a table, in the trackers that have tables."""
     for tracker in accelerator.trackers:
@@ -110,15 +118,16 @@ def _why_wandb_is_offline() -> str | None:
     mode = os.environ.get("WANDB_MODE")
     if mode in {"offline", "disabled"}:
         return "WANDB_MODE=offline" if mode == "offline" else None
-    import requests
     import wandb
 
     try:
         if not wandb.login(prompt=False, verify=False):
             return "no login; wandb login makes one"
-        requests.head(wandb.setup().settings.base_url, timeout=5)
+        urlopen(Request(wandb.setup().settings.base_url, method="HEAD"), timeout=5).close()
     except wandb.Error as error:
         return " ".join(str(error).split())
-    except requests.RequestException:
+    except HTTPError:
+        return None  # an answer all the same
+    except (OSError, HTTPException):
         return "its server can't be reached"
     return None

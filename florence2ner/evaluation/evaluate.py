@@ -12,28 +12,34 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.table import Table
 
+from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
-from florence2ner.data.batch import Window
+from florence2ner.config.options import GenerationOptions
+from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.data.layouts.pairs import discover_samples
-from florence2ner.data.loader import FeatureSource, SequentialLoader, Workers, resolve_workers
+from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
 from florence2ner.data.samples import Sample
-from florence2ner.data.split import EVAL_FOLDER
+from florence2ner.data.split import EVAL_FOLDER, SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator
 from florence2ner.errors import UserError
-from florence2ner.files import write_text
-from florence2ner.metrics import exact_match
-from florence2ner.model.captioner import Captioner, Decoding
-from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.files import check_writable, write_text
+from florence2ner.metrics import METRICS, MetricName, Observed, measure
+from florence2ner.model.build import load_captioner
+from florence2ner.model.captioner import Captioner
+from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.generation import Generated
+from florence2ner.model.inputs import Encoded, Pixels, Text
+from florence2ner.model.tasks import find_task
 
 
 @dataclass(frozen=True)
 class Row:
     """One generated caption beside the truth."""
 
-    image: str
+    image: str  # its key in the dataset
     reference: str
     prediction: str
 
@@ -49,10 +55,10 @@ class Evaluation:
     tokens: int
     captions: tuple[Row, ...]
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[MetricName, float]:
         """The numbers to log, by metric name."""
-        values = {"eval/loss": self.loss, "eval/perplexity": self.perplexity}
-        return values if self.exact_match is None else values | {"eval/exact_match": self.exact_match}
+        values = {name: getattr(self, name.removeprefix("eval/")) for name in METRICS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,16 @@ class _BatchResult:
     predictions: tuple[tuple[int, str], ...]  # index of the sample, caption
 
 
+@quiet_transformers()
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model on a folder of captioned images. Prints the figures and some captions.
 
-    Raises UserError for a dataset without pairs or a model that can't be found.
+    Raises UserError for a dataset without pairs, a model that can't be found, an output that can't be written.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     display = Display(is_main=accelerator.is_main_process)
+    if config.output:
+        check_writable(config.output.parent, "choose another --output")
     held_out = config.dataset_path / EVAL_FOLDER
     root = held_out if held_out.is_dir() else config.dataset_path
     found = discover_samples(root, config.task_prompt)
@@ -77,25 +86,27 @@ def evaluate(config: EvalConfig) -> Evaluation:
         display.say(line)
     if not found.samples:
         raise UserError(f"no image with a caption in {root}: each image needs a .txt of the same name beside it")
-    model, processor = load_model(
-        config.model_name, device=accelerator.device, attn_implementation=config.attn_implementation
+    captioner = load_captioner(
+        config.model_name,
+        attn_implementation=config.attn_implementation,
+        device=accelerator.device,
+        dtype=autocast_dtype(accelerator),
+        compiled=config.compile,
     )
     _warn_if_trained_on(config.model_name, found.samples, display)
-    if config.output and accelerator.is_main_process:
-        write_text(config.output, "")  # better to fail before the work than after it
-    captioner = Captioner(model, processor).to(accelerator.device)
-    captioner.fix_weights(autocast_dtype(accelerator))
-    if config.compile:
-        captioner.compile_model()
     result = evaluate_samples(
         accelerator,
         display,
         captioner,
         found.samples,
+        generation=config,
         batch_size=config.batch_size,
-        workers=resolve_workers(accelerator, config),
-        num_beams=config.num_beams,
-        max_new_tokens=config.max_new_tokens,
+        workers=Workers.for_device(
+            accelerator.device,
+            processes=config.dataloader_workers,
+            prefetch=config.dataloader_prefetch,
+            pin_memory=config.pin_memory,
+        ),
     )
     assert result is not None
     if accelerator.is_main_process:
@@ -113,53 +124,24 @@ def evaluate_samples(
     captioner: Captioner,
     samples: Sequence[Sample],
     *,
+    generation: GenerationOptions,
     batch_size: int,
     workers: Workers,
-    num_beams: int,
-    max_new_tokens: int,
-    generate: int | None = None,
+    captions: int | None = None,
     features: FeatureSource | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Loss over all samples, and captions of the first `generate` (None: of all). Every process must call this.
+    """Loss over all samples, and captions of the first `captions` of them (None: all). Every process must call this.
 
     The samples are shared out to the processes; each gets the whole result. Leaves the captioner in evaluation mode.
-    `features` gives what is known of an image already. None when `give_up` said so in one of them, which it is asked
-    after each batch. Raises UserError when no image can be read.
+    None when `give_up` said so in one of them, which it is asked after each batch. Raises UserError when no image can
+    be read.
     """
-    limit = len(samples) if generate is None else generate
-    captioner.eval()
-    decoding = Decoding(num_beams=num_beams, max_new_tokens=max_new_tokens)
-
-    def step(window: Window) -> _BatchResult:
-        (batch,) = window.batches
-        assert batch.labels is not None
-        assert batch.label_positions is not None
-        with torch.no_grad(), accelerator.autocast():
-            images = captioner.collect(batch.pixel_values, batch.features, batch.encoded)
-            if images.dtype == torch.uint8:
-                images = captioner.encode(images)  # once, for loss and captions
-            loss_sum = captioner.token_losses(
-                images, batch.input_ids, batch.attention_mask, batch.labels, batch.label_positions
-            ).sum()
-            wanted = [i for i, index in enumerate(batch.indices) if index < limit and batch.counted[i]]
-            answers = []
-            if wanted:
-                embedded = captioner.embed_images(images[wanted])
-                mask = None if batch.attention_mask is None else batch.attention_mask[wanted]
-                answers = captioner.generate(embedded, batch.input_ids[wanted], mask, decoding)
-        predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
-        return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.counted), tuple(predictions))
-
+    step = _EvaluationStep(accelerator, display, captioner, samples, generation, batch_size, captions)
     batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
-    loader = SequentialLoader(
-        samples,
-        captioner.processor,
-        batches,
-        features=features,
-        workers=workers,
-    )
+    loader = SequentialLoader(samples, captioner.processor, batches, workers=workers, features=features)
     results: list[_BatchResult] = []
+    captioner.eval()
     with display.bar("evaluating", total=len(batches)) as bar:
 
         def after_step(window: Window, result: _BatchResult) -> bool:
@@ -173,21 +155,60 @@ def evaluate_samples(
     gathered = gather_object([(results, give_up())])
     if any(gave_up for _, gave_up in gathered):
         return None
-    results = [result for part, _ in gathered for result in part]
-    return _summarise(results, samples)
+    return _summarise([result for part, _ in gathered for result in part], samples)
+
+
+class _EvaluationStep:
+    """The loss of a batch, and captions of those of its images that are among the first `captions`."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        display: Display,
+        captioner: Captioner,
+        samples: Sequence[Sample],
+        generation: GenerationOptions,
+        batch_size: int,
+        captions: int | None,
+    ) -> None:
+        self._accelerator = accelerator
+        self._captioner = captioner
+        self._asker = Asker(captioner, generation, batch_size=batch_size, notify=display.warn)
+        self._limit = len(samples) if captions is None else captions
+        self._may_be_empty = all(find_task(sample.task_prompt).may_be_empty for sample in samples)
+
+    def __call__(self, window: Window) -> _BatchResult:
+        (batch,) = window.batches
+        assert batch.text is not None
+        vision = self._captioner.vision
+        with torch.no_grad(), self._accelerator.autocast():
+            images = vision.resolve(batch.images)
+            if isinstance(images, Pixels):
+                images = vision.encode(images)  # once, for loss and captions
+            loss_sum = self._captioner(images, batch.text).sum()
+            wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
+            answers = self._write(type(images)(images.values[wanted]), batch.text, wanted) if wanted else []
+        predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
+        return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.valid), tuple(predictions))
+
+    def _write(self, images: Encoded, text: Text, rows: list[int]) -> list[Generated]:
+        mask = None if text.attention_mask is None else text.attention_mask[rows]
+        embedded = self._captioner.vision.embed(images)
+        return self._asker.ask(embedded, text.input_ids[rows], mask, may_be_empty=self._may_be_empty)
 
 
 def _summarise(results: Sequence[_BatchResult], samples: Sequence[Sample]) -> Evaluation:
     tokens = sum(result.tokens for result in results)
     if not tokens:
         raise UserError("none of the images to evaluate on can be read")
-    loss = math.fsum(result.loss_sum for result in results) / tokens
     predictions = sorted(pair for result in results for pair in result.predictions)
-    rows = tuple(Row(str(samples[i].image), samples[i].caption or "", text) for i, text in predictions)
+    rows = tuple(Row(samples[i].image.key, samples[i].caption, text) for i, text in predictions)
+    loss = math.fsum(result.loss_sum for result in results) / tokens
+    figures = measure(Observed(loss, [row.prediction for row in rows], [row.reference for row in rows]))
     return Evaluation(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        exact_match=exact_match([row.prediction for row in rows], [row.reference for row in rows]) if rows else None,
+        loss=figures["eval/loss"],
+        perplexity=figures["eval/perplexity"],
+        exact_match=figures.get("eval/exact_match"),
         samples=sum(result.samples for result in results),
         tokens=tokens,
         captions=rows,
@@ -211,11 +232,10 @@ def _print(result: Evaluation, *, show: int) -> None:
 
 def _warn_if_trained_on(model_name: str, samples: Sequence[Sample], display: Display) -> None:
     """Say so when the checkpoint's run trained on some of these samples, as its split.json tells."""
-    split_file = Path(model_name).absolute().parent / "split.json"
+    split_file = Path(model_name).absolute().parent / SPLIT_FILE
     if not split_file.is_file():
         return
-    split = json.loads(split_file.read_text(encoding="utf-8"))
-    trained = {Path(split["dataset_path"], name) for name in split["train"]}
-    seen = sum(sample.image.resolve() in trained for sample in samples)
+    trained_on = images_trained_on(split_file)
+    seen = sum(sample.image.path.resolve() in trained_on for sample in samples)
     if seen:
         display.say(f"note: {seen} of these {len(samples)} images were trained on; the figures flatter the model")

@@ -18,11 +18,11 @@ class ParameterCount:
         return f"{self.trainable:,} of {self.total:,} parameters ({self.trainable / self.total:.0%})"
 
 
-def freeze(model: Florence2ForConditionalGeneration, *, vision: bool, language: bool, other: bool) -> ParameterCount:
+def freeze(model: Florence2ForConditionalGeneration, *, vision: bool, language: bool, other: bool) -> None:
     """Freeze the vision tower, the language model with its head, and the rest (projector and position tables).
 
     A frozen part takes no gradient; `Captioner` keeps it in evaluation mode, since DropPath in a frozen tower would be
-    noise. Returns what is left to train.
+    noise.
     """
     inner = model.model
     for part, frozen in (
@@ -32,6 +32,10 @@ def freeze(model: Florence2ForConditionalGeneration, *, vision: bool, language: 
         (inner.multi_modal_projector, other),
     ):
         part.requires_grad_(not frozen)
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """What is trained of a model, and what there is."""
     parameters = list(model.parameters())  # tied ones once
     return ParameterCount(
         trainable=sum(p.numel() for p in parameters if p.requires_grad), total=sum(p.numel() for p in parameters)

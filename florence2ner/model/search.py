@@ -101,7 +101,7 @@ class _Decoder:
             input_ids=ids[:, -1:],
             encoder_hidden_states=self.encoded,
             encoder_attention_mask=self.mask,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         ).last_hidden_state
         return nn.functional.linear(hidden[:, -1], self.head).float()

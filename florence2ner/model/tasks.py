@@ -32,6 +32,11 @@ class Task:
         return self.answer != "text"
 
     @property
+    def may_be_empty(self) -> bool:
+        """Whether there may be nothing to answer: a picture may have no writing in it, but is always of something."""
+        return self.token == "<OCR>"
+
+    @property
     def takes_input(self) -> bool:
         """Whether the prompt is the token followed by text of the user's."""
         return self.input is not None

@@ -8,19 +8,20 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.batch import Window
+from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
-from florence2ner.data.loader import SequentialLoader, resolve_workers
-from florence2ner.data.samples import Sample
-from florence2ner.display import Display, name_some
+from florence2ner.data.loader import SequentialLoader
+from florence2ner.data.samples import ImageRef, Sample
+from florence2ner.display import name_some
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.queue import SharedCounts
+from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.runtime import SHARDED
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
+from florence2ner.model.inputs import Encoded, Pixels
+from florence2ner.training.context import Context
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _DEFAULT_DIRECTORY = Path("~/.cache/florence2ner/features")
@@ -29,68 +30,42 @@ _rounds = itertools.count()
 
 
 def fill_cache(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    display: Display,
-    captioner: Captioner,
-    samples: Sequence[Sample],
-    stack: ExitStack,
-) -> FeatureCache | None:
+    context: Context, captioner: Captioner, samples: Sequence[Sample], stack: ExitStack
+) -> FeatureSource | None:
     """The features of the samples' images, encoded now where no earlier run has. None where there is no cache.
 
-    `captioner` is on its device. Features in memory last as long as `stack`. Beyond the limit of the cache the rest is
-    left to be computed on the fly; else the tower leaves the device. Where the cache's directory can't be used, `auto`
-    goes on without a cache, and the others raise UserError.
+    Features in memory last as long as `stack`. Beyond the limit of the cache the rest is left to be computed on the
+    fly; else the tower leaves the device. Where the cache's directory can't be used, `auto` goes on without a cache,
+    and the others raise UserError.
     """
+    config, accelerator = context.config, context.accelerator
     if config.feature_cache == "off" or not config.freeze_vision:
         return None
     directory = _directory(config, accelerator, stack)
-    dtype = _DTYPES[config.feature_cache_dtype]
-    facts = (captioner.image_facts(), dtype, accelerator.mixed_precision)
-    fingerprint = fingerprint_of(captioner.encoder_weights(), *facts)
-    images = sorted({sample.image for sample in samples})
+    images = sorted({sample.image for sample in samples}, key=lambda image: image.key)
     try:
-        cache = _open_cache(accelerator, directory, fingerprint, images)
+        cache = _open_cache(context, captioner, directory, images)
     except UserError as error:
         if config.feature_cache != "auto":
             raise
         if accelerator.is_main_process:
-            display.warn(f"{error}; going on without, images are encoded in every epoch")
+            context.display.warn(f"{error}; going on without, images are encoded in every epoch")
         return None
-
-    # Batches are the same in every run, and encoded as a whole: who encodes an image with which others must not change
-    # the last bits of its features.
-    size = config.encode_batch_size
-    unique = list({cache.keys[image]: image for image in images if image in cache.keys}.values())
-    chunks = [unique[at : at + size] for at in range(0, len(unique), size)]
-    # Machines may have caches of their own: the one that lacks the most counts, and all encode if one does.
-    missing = max(gather_object([len(cache.missing(unique))]))
-    unreadable = {image: "can't be opened" for image in images if image not in cache.keys}
-    if missing:
-        entry = captioner.feature_bytes(dtype)
-        room = min(gather_object([cache.room(entry, config.feature_cache_max_gb * _GIGABYTE)]))
-        todo = [chunk for chunk in chunks if cache.missing(chunk)][: room // size if room < missing else None]
-        display.say(
-            f"encoding {missing if room >= missing else len(todo) * size} of {len(unique)} images, once for all"
-        )
-        unreadable |= _encode(config, accelerator, display, captioner, cache, todo, dtype)
-    left = max(gather_object([len(set(cache.missing(unique)) - unreadable.keys())]))
-    if unreadable and accelerator.is_main_process:
-        some = name_some([f"{image} ({reason})" for image, reason in unreadable.items()])
-        display.warn(f"{len(unreadable)} images can't be read and are skipped: {some}")
-    if left and accelerator.is_main_process:
-        display.warn(f"{left} images have no place in the feature cache {directory} and are encoded in every epoch")
-    # The blank picture in the place of an unreadable one takes the tower too; FSDP wraps its layers by name.
-    if not (left or unreadable) and accelerator.distributed_type not in SHARDED:
-        captioner.park_tower()
-    return cache
+    everything_is_there = _fill(context, captioner, cache, images)
+    # The blank picture in the place of an unreadable image takes the tower too; FSDP wraps its layers by name.
+    if everything_is_there and accelerator.distributed_type not in SHARDED:
+        captioner.vision.offload()
+    return FeatureSource(cache.load, captioner.vision.encoded_type)
 
 
-def _open_cache(accelerator: Accelerator, directory: Path, fingerprint: str, images: Sequence[Path]) -> FeatureCache:
+def _open_cache(context: Context, captioner: Captioner, directory: Path, images: Sequence[ImageRef]) -> FeatureCache:
     """The cache, with the images that can be opened identified by all processes together.
 
     Raises UserError in every process where one of them can't use the directory.
     """
+    accelerator, vision = context.accelerator, captioner.vision
+    dtype = _DTYPES[context.config.feature_cache_dtype]
+    fingerprint = fingerprint_of(vision.weights(), vision.facts(), dtype, accelerator.mixed_precision)
     problem, found = "", {}
     try:
         cache = FeatureCache(directory, fingerprint)
@@ -100,27 +75,52 @@ def _open_cache(accelerator: Accelerator, directory: Path, fingerprint: str, ima
     everywhere = gather_object([(problem, found)])
     if problem := next((problem for problem, _ in everywhere if problem), ""):
         raise UserError(problem)
-    for _, keys in everywhere:
-        cache.keys |= keys
+    for _, digests in everywhere:
+        cache.digests |= digests
     return cache
 
 
+def _fill(context: Context, captioner: Captioner, cache: FeatureCache, images: Sequence[ImageRef]) -> bool:
+    """Encode what the cache lacks and has room for. Returns whether it now holds every image."""
+    config, accelerator, display = context.config, context.accelerator, context.display
+    # Batches are the same in every run, and encoded as a whole: who encodes an image with which others must not change
+    # the last bits of its features.
+    size = config.encode_batch_size
+    unique = list({cache.digests[image.key]: image for image in images if image.key in cache.digests}.values())
+    chunks = [unique[at : at + size] for at in range(0, len(unique), size)]
+    # Machines may have caches of their own: the one that lacks the most counts, and all encode if one does.
+    missing = max(gather_object([len(cache.missing(unique))]))
+    unreadable = {image: "can't be opened" for image in images if image.key not in cache.digests}
+    if missing:
+        bytes_each = captioner.vision.encoded_bytes(_DTYPES[config.feature_cache_dtype])
+        room = min(gather_object([cache.room(bytes_each, config.feature_cache_max_gb * _GIGABYTE)]))
+        todo = [chunk for chunk in chunks if cache.missing(chunk)][: room // size if room < missing else None]
+        number = missing if room >= missing else len(todo) * size
+        display.say(f"encoding {number} of {len(unique)} images, once for all")
+        unreadable |= _encode(context, captioner, cache, todo)
+    left = max(gather_object([len(set(cache.missing(unique)) - unreadable.keys())]))
+    if unreadable and accelerator.is_main_process:
+        some = name_some([f"{image} ({reason})" for image, reason in unreadable.items()])
+        display.warn(f"{len(unreadable)} images can't be read and are skipped: {some}")
+    if left and accelerator.is_main_process:
+        display.warn(
+            f"{left} images have no place in the feature cache {cache.directory} and are encoded in every epoch"
+        )
+    return not (left or unreadable)
+
+
 def _encode(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    display: Display,
-    captioner: Captioner,
-    cache: FeatureCache,
-    chunks: Sequence[Sequence[Path]],
-    dtype: torch.dtype,
-) -> dict[Path, str]:
+    context: Context, captioner: Captioner, cache: FeatureCache, chunks: Sequence[Sequence[ImageRef]]
+) -> dict[ImageRef, str]:
     """Encode whole chunks and keep their features. Processes start apart and pass over what another has done.
 
     Returns the images that can't be read, with the reasons, from all processes.
     """
-    counts = SharedCounts(accelerator, f"encode-{next(_rounds)}")
-    unreadable: dict[Path, str] = {}
-    samples = [Sample(image, config.task_prompt) for chunk in chunks for image in chunk]
+    accelerator = context.accelerator
+    dtype = _DTYPES[context.config.feature_cache_dtype]
+    queue = WorkQueue(accelerator, f"encode-{next(_rounds)}")
+    unreadable: dict[ImageRef, str] = {}
+    samples = [Sample(image, "") for chunk in chunks for image in chunk]
     starts = [sum(map(len, chunks[:i])) for i in range(len(chunks))]
     first = accelerator.process_index * len(chunks) // accelerator.num_processes
 
@@ -129,30 +129,25 @@ def _encode(
             if cache.missing(chunks[i]):
                 yield list(range(starts[i], starts[i] + len(chunks[i])))
 
-    def step(window: Window) -> Tensor:
+    def step(window: Window) -> Encoded:
         (batch,) = window.batches
-        assert batch.pixel_values is not None
+        assert isinstance(batch.images, Pixels)
         with torch.inference_mode(), accelerator.autocast():
-            return captioner.encode(batch.pixel_values).to("cpu", dtype)
+            return captioner.vision.encode(batch.images)
 
-    loader = SequentialLoader(
-        samples,
-        captioner.processor,
-        remaining(),
-        workers=resolve_workers(accelerator, config),
-    )
+    loader = SequentialLoader(samples, captioner.processor, remaining(), text=False, workers=context.workers)
     captioner.eval()
-    with display.bar("encoding", total=len(samples)) as bar:
+    with context.display.bar("encoding", total=len(samples)) as bar:
 
         def show(more: int) -> None:
             # Processes without a cache in common do the same images.
-            bar.reach(min(counts.add("done", more), len(samples)))
+            bar.reach(min(queue.add("done", more), len(samples)))
 
-        def after_step(window: Window, features: Tensor) -> bool:
+        def after_step(window: Window, encoded: Encoded) -> bool:
             (batch,) = window.batches
-            for index, counted, feature in zip(batch.indices, batch.counted, features, strict=True):
-                if counted:
-                    cache.store(samples[index].image, feature)
+            for index, valid, feature in zip(batch.indices, batch.valid, encoded.values.to("cpu", dtype), strict=True):
+                if valid:
+                    cache.store(samples[index].image.key, feature)
             unreadable.update((samples[index].image, reason) for index, reason in batch.failures)
             show(len(batch.indices))
             return False

@@ -1,81 +1,132 @@
-"""The folder of a run: where the run starts, what it is told to keep, and what is refused."""
+"""The folder of a run: where the run starts, what is kept of its settings, and what is refused before any work."""
 
-import os
+import secrets
 import shlex
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.order import TrainPlan
-from florence2ner.data.split import Split, discover_split, read_split, split_to_json
-from florence2ner.engine.checkpoint import (
-    TrainState,
-    sweep,
-)
+from florence2ner.data.layouts.pairs import read_sample
+from florence2ner.data.order import DataOrder
+from florence2ner.data.split import SPLIT_FILE, Split, discover_split, read_split, split_to_json
+from florence2ner.engine import launcher
+from florence2ner.engine.checkpoint import TrainState, find_resume_point, holds_weights, load_train_state, sweep
 from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
 from florence2ner.errors import UserError
-from florence2ner.files import write_text
-
-SETTINGS_FILE, SPLIT_FILE = "config.yaml", "split.json"
-
+from florence2ner.files import check_writable, write_text
 
 # What a run can't change when it is resumed: the order of the data, the optimizer's parameters, the gradient scaler.
 _FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "mixed_precision")
 
 
-def find_samples(config: TrainConfig, checkpoint: Path | None) -> tuple[Split, list[str]]:
-    """The split, and lines about what was found: discovered for a new run, read from the run that is resumed."""
-    if checkpoint:
-        for name in (SPLIT_FILE, SETTINGS_FILE):
-            if not (checkpoint.parent / name).is_file():
-                raise UserError(f"can't resume from {checkpoint}: {name} of its run is not beside it")
-        return read_split(checkpoint.parent / SPLIT_FILE, config.dataset_path, config.task_prompt), []
-    ratio = config.eval_split_ratio if config.eval_steps else None
-    split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
-    return split, found.report()
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: with its first update, or behind a checkpoint."""
+
+    model_name: str  # whose weights it takes
+    checkpoint: Path | None
+    state: TrainState
+    split: Split
+    notes: list[str] = field(default_factory=list)  # what the user should know
 
 
-def contents(split: Split, config: TrainConfig) -> list[list[tuple[str, str | None]]]:
-    """Which images with which captions, for comparison between processes."""
-    root = config.dataset_path
-    return [[(s.image.relative_to(root).as_posix(), s.caption) for s in part] for part in (split.train, split.eval)]
+def find_start(config: TrainConfig) -> Start:
+    """Look at settings and files. Raises UserError for whatever in them would end the run later.
+
+    That is a run folder that is taken or can't be written to, a resume point that is none or that doesn't fit the
+    settings, a cache that can't be kept, and a dataset with nothing to train or evaluate on.
+    """
+    checkpoint = find_resume_point(config.resume, config.run_dir)
+    check_writable(config.run_dir, "choose another --output-dir")
+    if config.feature_cache == "disk" and config.feature_cache_dir:
+        check_writable(config.feature_cache_dir, "choose another --feature-cache-dir")
+    if checkpoint is None:
+        ratio = config.eval_split_ratio if config.eval_steps else None
+        split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
+        return Start(config.model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, found.report())
+
+    for name in (SPLIT_FILE, SETTINGS_FILE):
+        if not (checkpoint.parent / name).is_file():
+            raise UserError(f"can't resume from {checkpoint}: {name} of its run is not beside it")
+    state = load_train_state(checkpoint)
+    notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(checkpoint, config)]
+    if checkpoint.parent != config.run_dir.resolve():
+        state.tracker_id = secrets.token_hex(4)  # a fork is a run of its own
+    read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt)
+    split = read_split(checkpoint.parent / SPLIT_FILE, read)
+    # The export of a native checkpoint holds the weights to the bit; one in the original layout may have fewer rows.
+    model_name = config.model_name if holds_weights(checkpoint) else str(checkpoint)
+    return Start(model_name, checkpoint, state, split, notes)
 
 
-def check_resume(state: TrainState, plan: TrainPlan, checkpoint: Path, config: TrainConfig) -> list[str]:
-    """Raise UserError where the run can't go on in the same data order; return what the user should know."""
-    before = yaml.safe_load((checkpoint.parent / SETTINGS_FILE).read_text(encoding="utf-8"))
-    if plan.global_batch != state.global_batch:
+def check_batch(start: Start, order: DataOrder, *, processes: int) -> list[str]:
+    """Raise UserError where a resumed run would take its data in another order; return what the user should know."""
+    state = start.state
+    if start.checkpoint and order.global_batch != state.global_batch:
         raise UserError(
-            f"the run takes {state.global_batch} images per update, this command {plan.global_batch}: choose "
+            f"the run takes {state.global_batch} images per update, this command {order.global_batch}: choose "
             f"train_batch_size x gradient_accumulation_steps x processes = {state.global_batch}"
         )
-    now = config.model_dump(mode="json")
-    for key in _FIXED:
-        if now[key] != before[key]:
-            raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
-    notes = [f"resuming from {checkpoint}, update {state.step}"]
-    changed = [f"{key} {before[key]} -> {now[key]}" for key in now if key in before and before[key] != now[key]]
-    if changed := [change for change in changed if not change.startswith("resume ")]:
-        notes.append(f"settings that changed: {', '.join(changed)}")
-    if plan.processes != state.processes:
-        notes.append(
-            f"{plan.processes} processes instead of {state.processes}: the data order is the same, but dropout and the "
+    if start.checkpoint and processes != state.processes:
+        return [
+            f"{processes} processes instead of {state.processes}: the data order is the same, but dropout and the "
             "rounding of sums are not, so the weights are not bit-identical to those of an uninterrupted run"
-        )
-    return notes
+        ]
+    return []
 
 
-def open_run_dir(config: TrainConfig, split: Split, state: TrainState) -> None:
-    """Make the run's folder with its settings and split, and clear what a killed run left in it."""
+def check_warmup(config: TrainConfig, total_steps: int) -> str | None:
+    """A warning where the warmup outlasts the run. Raises UserError where it was asked for in a run that is new."""
+    if config.warmup_steps < total_steps:
+        return None
+    message = (
+        f"the learning rate never reaches {config.learning_rate:g}: warmup_steps {config.warmup_steps} is not "
+        f"below the run's {total_steps} updates; lower warmup_steps or gradient_accumulation_steps, or train longer"
+    )
+    if "warmup_steps" in config.model_fields_set and config.resume is None:
+        raise UserError(message)
+    return message
+
+
+def count_updates(config: TrainConfig, order: DataOrder) -> int:
+    """Optimizer updates of the whole run. Raises UserError where only max_steps can say it, and doesn't."""
+    if config.max_steps:
+        return config.max_steps
+    if order.updates_per_epoch is None:
+        raise UserError("nobody knows how long an epoch of this dataset is: set max_steps")
+    return config.epochs * order.updates_per_epoch
+
+
+def why_it_is_over(config: TrainConfig, start: Start, total_steps: int) -> str | None:
+    """Why a run that is to be resumed has nothing left to do; None where it has."""
+    state, patience = start.state, config.early_stopping_patience
+    if start.checkpoint and state.step >= total_steps:
+        return f"{start.checkpoint} has all {total_steps} updates already: raise epochs or max_steps to go on"
+    if patience is not None and state.evaluations_since_best >= patience:
+        return f"{start.checkpoint} was stopped early: raise early_stopping_patience to go on"
+    return None
+
+
+def contents(split: Split) -> list[list[tuple[str, tuple[str, ...]]]]:
+    """Which images with which captions, for comparison between processes."""
+    return [[(sample.image.key, sample.captions) for sample in part] for part in (split.train, split.eval)]
+
+
+def open_run_folder(config: TrainConfig, start: Start) -> None:
+    """Make the folder with the run's settings and split, and clear what a killed run left in it."""
     run_dir = config.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"can't make the folder {run_dir} ({error.strerror}): choose another --output-dir") from error
     sweep(run_dir)
-    if state.step:
-        rewind_metrics(run_dir, state.step)
+    if start.state.step:
+        rewind_metrics(run_dir, start.state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
     model = Path(config.model_name)
@@ -86,13 +137,31 @@ def open_run_dir(config: TrainConfig, split: Split, state: TrainState) -> None:
     }
     settings = config.model_copy(update=absolute | {"resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
-    write_text(run_dir / SPLIT_FILE, split_to_json(split, config.dataset_path))
+    write_text(run_dir / SPLIT_FILE, split_to_json(start.split, config.dataset_path))
 
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
     """How to go on with the run, as a clause of a message."""
     if checkpoint is None:
         return "there is no checkpoint yet: start the same command again"
-    launcher = "accelerate launch (your options) -m " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    settings = shlex.quote(str(config.run_dir / "config.yaml"))
-    return f"resume with: {launcher}florence2ner train --config {settings} --resume latest"
+    command = "accelerate launch (your options) -m " if launcher.processes() > 1 else ""
+    settings = shlex.quote(str(config.run_dir / SETTINGS_FILE))
+    return f"resume with: {command}florence2ner train --config {settings} --resume latest"
+
+
+def _compare_settings(checkpoint: Path, config: TrainConfig) -> list[str]:
+    """What has changed since the checkpoint. Raises UserError where that can't change on the way."""
+    path = checkpoint.parent / SETTINGS_FILE
+    before: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    for key in _FIXED:
+        if key not in before:
+            raise UserError(f"{path} doesn't say {key}: it is damaged, or of another version; start a new run")
+        if now[key] != before[key]:
+            raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
+    changed = [
+        f"{key} {before[key]} -> {value}"
+        for key, value in now.items()
+        if key in before and before[key] != value and key != "resume"
+    ]
+    return [f"settings that changed: {', '.join(changed)}"] if changed else []

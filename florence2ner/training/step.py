@@ -93,7 +93,7 @@ class UpdateStep:
         """Label tokens and samples of the window, over all processes."""
         here = [
             sum(batch.label_tokens for batch in window.batches),
-            sum(sum(batch.counted) for batch in window.batches),
+            sum(sum(batch.valid) for batch in window.batches),
         ]
         tokens, samples = self.accelerator.reduce(torch.tensor(here, device=self.accelerator.device)).tolist()
         return tokens, samples
@@ -101,8 +101,6 @@ class UpdateStep:
 
 def token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy of each label token of a batch, (B, L), through whatever Accelerate wrapped the captioner in."""
-    images = batch.pixel_values, batch.features, batch.encoded
-    losses: torch.Tensor = captioner(
-        *images, batch.input_ids, batch.attention_mask, batch.labels, batch.label_positions
-    )
+    assert batch.text is not None
+    losses: torch.Tensor = captioner(batch.images, batch.text)
     return losses

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from florence2ner.data.batch import Window, expand_prompt
+from florence2ner.config.options import Decoding
+from florence2ner.data.batch import Window
 from florence2ner.data.formats import discover_images
 from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.data.loader import SequentialLoader
-from florence2ner.data.samples import Sample
+from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.engine.loop import run_loop
-from florence2ner.model.captioner import Captioner, Decoding
+from florence2ner.model.build import build_captioner
+from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.inputs import Pixels
 from tests.benchmarks.machine import Machine, medians, take_turns
 from tests.benchmarks.training import PROMPT, make_dataset
 
@@ -32,10 +35,9 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
     plain, processor = build_model("base", read_captions(photos), seed=0)
     plain.to(machine.device).eval()
     model, _ = build_model("base", read_captions(photos), seed=0)
-    captioner = Captioner(model, processor).to(machine.device).eval()
-    captioner.fix_weights(machine.dtype if machine.precision != "no" else None)
-    if compiled:
-        captioner.compile_model()
+    dtype = machine.dtype if machine.precision != "no" else None
+    captioner = build_captioner(model, processor, device=machine.device, dtype=dtype, compiled=compiled)
+    decoding = Decoding(num_beams=BEAMS, max_new_tokens=TOKENS)
     written: dict[str, list[int]] = {}
 
     def generate(name: str, paths: list[Path]) -> None:
@@ -52,17 +54,17 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
 
     def ours() -> None:
         batches = [range(len(paths))]
-        samples = [Sample(path, PROMPT) for path in paths]
-        loader = SequentialLoader(samples, processor, batches)
+        samples = [Sample(ImageRef.at(path), PROMPT) for path in paths]
+        loader = SequentialLoader(samples, processor, batches, text=False)
         run_loop(loader, step, lambda *_: False, device=machine.device)
 
     def step(window: Window) -> None:
-        pixel_values = window.batches[0].pixel_values
-        assert pixel_values is not None
+        pixels = window.batches[0].images
+        assert isinstance(pixels, Pixels)
         with torch.no_grad(), machine.autocast():
-            embedded = captioner.embed_images(pixel_values)
-            ids = expand_prompt(processor, PROMPT).to(machine.device).expand(len(embedded), -1)
-            answers = captioner.generate(embedded, ids, None, Decoding(num_beams=BEAMS, max_new_tokens=TOKENS))
+            embedded = captioner.vision.embed(pixels)
+            ids = expand_prompt(processor, PROMPT).to(machine.device).expand(len(embedded.values), -1)
+            answers = generate(captioner, embedded, ids, None, decoding)
         written["ours"] = [answer.tokens for answer in answers]
 
     turns: dict[str, Callable[[], None]] = {

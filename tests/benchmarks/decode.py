@@ -16,6 +16,7 @@ from PIL import Image
 from skimage import data
 
 from florence2ner.data.images import load_pixels
+from florence2ner.data.samples import ImageRef
 
 SIZE, TARGET = (4000, 3000), (768, 768)
 SUBJECTS = ("astronaut", "coffee", "chelsea")
@@ -35,7 +36,10 @@ def measure(size: tuple[int, int] = SIZE, rounds: int = ROUNDS, **options: objec
             paths = [_write_photo(Path(folder, f"{name}.jpg"), name, size, options) for name in SUBJECTS]
             for _ in range(rounds + 1):
                 for path in paths:
-                    for name, load in (("plain", _plain), ("ours", lambda path: load_pixels(path, TARGET).pixels)):
+                    for name, load in (
+                        ("plain", _plain),
+                        ("ours", lambda path: load_pixels(ImageRef.at(path), TARGET).pixels),
+                    ):
                         milliseconds[name].append(_time(load, path))
     finally:
         torch.set_num_threads(threads)
@@ -55,6 +59,10 @@ def _plain(path: Path) -> torch.Tensor:
     with Image.open(path) as image:
         small = image.convert("RGB").resize(TARGET[::-1], Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+def _ours(path: Path) -> torch.Tensor:
+    return load_pixels(ImageRef.at(path), TARGET).pixels
 
 
 def _time(load: Callable[[Path], torch.Tensor], path: Path) -> float:

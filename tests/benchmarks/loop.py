@@ -9,14 +9,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from florence2ner.data.batch import Window
 from florence2ner.data.layouts.pairs import discover_samples, read_captions
 from florence2ner.data.loader import TrainLoader
-from florence2ner.data.order import TrainPlan
+from florence2ner.data.order import ShuffledOrder
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.build import NOTHING, build_captioner
 from florence2ner.model.checkpoints.scratch import build_model
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
@@ -33,12 +32,12 @@ def measure() -> dict[str, float]:
         draw_dataset(data, UPDATES * BATCH * ACCUMULATION, seed=0)
         model, processor = build_model("tiny", read_captions(data), seed=0)
         samples = discover_samples(data, "<CAPTION>").samples
-        plan = TrainPlan(len(samples), BATCH, ACCUMULATION, processes=1, seed=0)
+        plan = ShuffledOrder(samples, BATCH, ACCUMULATION, processes=1, seed=0)
         loader = TrainLoader(samples, processor, plan, process=0, first=0, end=UPDATES)
         windows = list(loader)
     accelerator = make_accelerator("no", seed=0)
-    windows = [Window(tuple(batch.to(accelerator.device) for batch in window.batches)) for window in windows]
-    captioner = Captioner(model, processor).train()
+    windows = [window.to(accelerator.device) for window in windows]
+    captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING).train()
     optimizer = build_optimizer(captioner, learning_rate=1e-4, weight_decay=0.01)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)

@@ -21,20 +21,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.batch import IGNORE_INDEX
+from florence2ner.data.batch import FeatureSource
 from florence2ner.data.layouts.pairs import discover_samples, read_captions
-from florence2ner.data.loader import FeatureSource, TrainLoader
-from florence2ner.data.order import TrainPlan
+from florence2ner.data.loader import TrainLoader
+from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import make_accelerator, resolve_mixed_precision
-from florence2ner.model.adapt import checkpoint_gradients, freeze
-from florence2ner.model.captioner import Captioner
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator, resolve_mixed_precision
+from florence2ner.model.adapt import freeze
+from florence2ner.model.build import Frozen, build_captioner
 from florence2ner.model.checkpoints.scratch import build_model
-from florence2ner.model.kernels.dropout import use_fast_dropout
+from florence2ner.model.inputs import IGNORE_INDEX
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
+from florence2ner.training.context import Context
 from florence2ner.training.encode import fill_cache
 from florence2ner.training.step import UpdateStep, token_losses
 from tests.benchmarks.machine import Machine, medians, take_turns
@@ -69,7 +70,7 @@ class Contestant(ABC):
 
     def inputs(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         """What the processor makes of a batch, and labels padded to its longest caption."""
-        images = [Image.open(sample.image).convert("RGB") for sample in samples]
+        images = [Image.open(sample.image.path).convert("RGB") for sample in samples]
         prompts = [sample.task_prompt for sample in samples]
         inputs = dict(self.processor(images=images, text=prompts, padding=True, return_tensors="pt"))
         captions = [sample.caption for sample in samples]
@@ -134,17 +135,18 @@ class Ours(Contestant):
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
         super().__init__(machine, photos, batch_size)
         self.accelerator = make_accelerator(machine.precision, seed=0)
+        dtype = autocast_dtype(self.accelerator)
         self.config = TrainConfig(dataset_path=photos, feature_cache_dir=photos.parent / "features")
-        checkpoint_gradients(self.model)
-        if machine.device.type == "cpu":
-            use_fast_dropout(self.model.model.language_model)
-        self.captioner = Captioner(self.model, self.processor)
+        self.context = Context(self.config, self.accelerator, Display(is_main=False))
+        parts = Frozen(vision=True, language=False, other=False)
+        how = {"device": machine.device, "frozen": parts, "dtype": dtype, "gradient_checkpointing": True}
+        self.captioner = build_captioner(self.model, self.processor, **how)
         optimizer = build_optimizer(self.captioner, learning_rate=RATE, weight_decay=DECAY)
         self.prepared, prepared_optimizer = self.accelerator.prepare(self.captioner, optimizer)
         schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)
         parts = self.accelerator, self.prepared, prepared_optimizer, schedule, token_losses
         self.step = UpdateStep(*parts, clip_grad_norm=CLIP)
-        self.plan = TrainPlan(len(self.samples), batch_size, ACCUMULATION, processes=1, seed=0)
+        self.plan = ShuffledOrder(self.samples, batch_size, ACCUMULATION, processes=1, seed=0)
         self.features: FeatureSource | None = None
         self.epochs = 0
 
@@ -152,12 +154,9 @@ class Ours(Contestant):
         """Fill an empty cache, then train."""
         assert self.config.feature_cache_dir
         shutil.rmtree(self.config.feature_cache_dir, ignore_errors=True)
-        self.captioner.unpark_tower()
+        self.captioner.vision.restore()
         with ExitStack() as stack:
-            display = Display(is_main=False)
-            cache = fill_cache(self.config, self.accelerator, display, self.captioner, self.samples, stack)
-        assert cache
-        self.features = cache.load
+            self.features = fill_cache(self.context, self.captioner, self.samples, stack)
         self.epoch()
 
     def epoch(self) -> None:

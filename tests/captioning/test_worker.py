@@ -24,7 +24,7 @@ def test_several_tasks_encode_each_image_once(
         model.model.vision_tower.register_forward_hook(lambda module, inputs, output: encoded.append(len(inputs[0])))
         return model, processor
 
-    monkeypatch.setattr("florence2ner.captioning.worker.load_model", load_and_watch)
+    monkeypatch.setattr("florence2ner.model.build.load_model", load_and_watch)
     (images / "0.caption.txt").write_text("there already\n")
     tasks = ("<CAPTION>", "<OD>", "<OCR>")
     assert run(task_prompt=tasks).done == 5

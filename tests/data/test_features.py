@@ -7,30 +7,32 @@ import torch
 from PIL import Image
 
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
+from florence2ner.data.samples import ImageRef
 
 
 def test_torn_and_stale_features_are_never_read(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     Image.new("RGB", (8, 8), "red").save(image)
     feature = torch.randn(3, 4).bfloat16()
+    ref = ImageRef.at(image)
     cache = FeatureCache(tmp_path / "cache", "abc")
-    cache.keys = cache.identify([image, tmp_path / "gone.png"])
-    assert cache.missing([image]) == [image]
-    assert cache.store(image, feature)
-    assert torch.equal(cache.load(image), feature)
-    assert cache.missing([image]) == []
+    cache.digests = cache.identify([ref, ImageRef.at(tmp_path / "gone.png")])
+    assert cache.missing([ref]) == [ref]
+    assert cache.store(ref.key, feature)
+    assert torch.equal(cache.load(ref.key), feature)
+    assert cache.missing([ref]) == []
 
     (file,) = [path for path in cache.folder.rglob("*") if path.is_file()]
     for torn in (file.read_bytes()[:-9], bytes(file.stat().st_size), b""):
         file.write_bytes(torn)
-        assert cache.load(image) is None
+        assert cache.load(ref.key) is None
 
-    cache.store(image, feature)
+    cache.store(ref.key, feature)
     Image.new("RGB", (8, 8), "blue").save(image)
     again = FeatureCache(tmp_path / "cache", "abc")
-    again.keys = again.identify([image])
-    assert again.load(image) is None, "the image has changed"
-    assert FeatureCache(tmp_path / "cache", "other").load(image) is None
+    again.digests = again.identify([ref])
+    assert again.load(ref.key) is None, "the image has changed"
+    assert FeatureCache(tmp_path / "cache", "other").load(ref.key) is None
 
 
 def test_the_fingerprint_changes_with_weights_and_facts() -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 from florence2ner.data import formats
 from florence2ner.data.formats import discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
-from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.layouts.pairs import discover_samples, read_sample
+from florence2ner.data.samples import ImageRef
 from florence2ner.data.split import discover_split, read_split, split_to_json
 from florence2ner.display import Display
 from florence2ner.files import write_text
@@ -43,7 +45,7 @@ def test_without_its_plugin_a_heic_is_listed_but_not_trained_on_and_says_what_it
     assert discover_images([tmp_path]) == [tmp_path / "a.heic"]
     assert discover_samples(tmp_path, "<CAPTION>").samples == ()
     with pytest.raises(ImageError, match=r"^needs the Python package no_such_plugin$"):
-        load_image(tmp_path / "a.heic")
+        load_image(ImageRef.at(tmp_path / "a.heic"))
 
 
 def names_below(root: Path) -> list[str]:
@@ -119,7 +121,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
         write_text(sidecar_of(root / name), "a caption")
     assert sorted(root.iterdir()) == sorted({root / n for n in ODD_NAMES} | {sidecar_of(root / n) for n in ODD_NAMES})
     found = discover_samples(root, "<CAPTION>")
-    assert {sample.image.name for sample in found.samples} == set(ODD_NAMES)
+    assert {sample.image.path.name for sample in found.samples} == set(ODD_NAMES)
     for sample in found.samples:
         assert load_image(sample.image).size == (48, 32)
         Display(is_main=True).warn(f"{sample.image} is skipped")
@@ -128,7 +130,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "ü 日本 🙂.png" in shown
     split, _ = discover_split(root, "<CAPTION>", eval_ratio=0.3, seed=0)
     write_text(tmp_path / "split.json", split_to_json(split, root))
-    assert read_split(tmp_path / "split.json", root, "<CAPTION>") == split
+    assert read_split(tmp_path / "split.json", partial(read_sample, root, task_prompt="<CAPTION>")) == split
 
 
 def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:

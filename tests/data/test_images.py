@@ -18,8 +18,9 @@ from skimage import data
 from florence2ner.data import formats, images
 from florence2ner.data.formats import discover_images
 from florence2ner.data.images import ImageError, load_image, load_pixels, to_pixels
-from florence2ner.model.captioner import Captioner
+from florence2ner.data.samples import ImageRef
 from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.vision import VisionEncoder
 from tests.data.support import COLOURS, PICTURE, put
 
 Array = np.ndarray
@@ -28,7 +29,7 @@ SIZE = (64, 64)
 
 
 def pixels(path: Path, **options: int) -> Array:
-    image = load_image(path, **options)
+    image = load_image(ImageRef.at(path), **options)
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -121,9 +122,9 @@ def test_every_kind_of_file_gives_its_pixels(tmp_path: Path, name: str) -> None:
     path.write_bytes(content)
     assert worst(pixels(path), expected, lossy=tolerance > 2) <= tolerance
     assert discover_images([tmp_path]) == [path]
-    picture = load_pixels(path, SIZE)
+    picture = load_pixels(ImageRef.at(path), SIZE)
     assert picture.size == (48, 32)
-    assert (picture.pixels.int() - to_pixels(load_image(path), SIZE).int()).abs().max() <= 2
+    assert (picture.pixels.int() - to_pixels(load_image(ImageRef.at(path)), SIZE).int()).abs().max() <= 2
 
 
 def test_the_cmyk_jpeg_is_one_that_adobe_inverts() -> None:
@@ -169,9 +170,9 @@ def test_all_orientations_give_the_same_picture(tmp_path: Path, extension: str, 
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](PICTURE)))
     stored.save(path, exif=exif, **({} if extension in ("png", "tiff") else {"quality": 95}))
     assert worst(pixels(path), PICTURE, lossy=True) <= 6
-    picture = load_pixels(path, (24, 60))  # not square: the turn comes after the squash
+    picture = load_pixels(ImageRef.at(path), (24, 60))  # not square: the turn comes after the squash
     assert picture.size == (48, 32)
-    expected = to_pixels(load_image(path), (24, 60))
+    expected = to_pixels(load_image(ImageRef.at(path)), (24, 60))
     assert (picture.pixels.int() - expected.int()).abs().max() <= 2
 
 
@@ -259,7 +260,7 @@ def test_wide_gamuts_become_srgb(tmp_path: Path, space: str, extension: str) -> 
     Image.fromarray(GRID).save(path, icc_profile=rgb_profile(space), **options)
     assert np.abs(GRID - expected).max() > 30, "the profile must matter"
     assert np.abs(pixels(path) - expected).max() <= 2
-    assert np.abs(load_pixels(path, (64, 64)).pixels.permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert np.abs(load_pixels(ImageRef.at(path), (64, 64)).pixels.permute(1, 2, 0).numpy() - expected).max() <= 2
 
 
 def test_transparency_and_a_palette_keep_their_profile(tmp_path: Path) -> None:
@@ -360,9 +361,9 @@ def test_the_short_cut_for_large_jpegs_is_not_seen(tmp_path: Path, quality: int)
     for name, array in large_pictures().items():
         path = tmp_path / f"{name}.jpg"
         Image.fromarray(array).save(path, quality=quality)
-        picture = load_pixels(path, size)
+        picture = load_pixels(ImageRef.at(path), size)
         assert picture.size == (1600, 1202)
-        difference = (picture.pixels.float() - to_pixels(load_image(path), size).float()).abs()
+        difference = (picture.pixels.float() - to_pixels(load_image(ImageRef.at(path)), size).float()).abs()
         assert difference.mean() <= 1, name
         fractions[name] = bool((difference > 0).any())
     assert [name for name, is_short in fractions.items() if is_short] == ["enlarged", "coffee", "chelsea"]
@@ -422,9 +423,9 @@ def put_odd(path: Path, kind: str) -> None:
 def test_what_is_no_picture_says_why(tmp_path: Path, kind: str, reason: str, name: str) -> None:
     path = tmp_path / name
     put_odd(path, kind)
-    for load in (load_image, lambda path: load_pixels(path, SIZE)):
+    for load in (load_image, lambda image: load_pixels(image, SIZE)):
         with pytest.raises(ImageError, match=f"^{reason}") as error:
-            load(path)
+            load(ImageRef.at(path))
         assert str(tmp_path) not in str(error.value)
 
 
@@ -435,7 +436,7 @@ def test_a_file_without_permission_says_so(tmp_path: Path) -> None:
     path.write_bytes(FILES["rgb.PnG"][0])
     path.chmod(0)
     with pytest.raises(ImageError, match=r"^Permission denied$"):
-        load_image(path)
+        load_image(ImageRef.at(path))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -448,7 +449,7 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, name
         damaged[rng.integers(0, len(damaged), 4)] = rng.integers(0, 256, 4)
         path.write_bytes(damaged.tobytes())
         with suppress(ImageError):
-            assert load_image(path, max_pixels=10**6).mode == "RGB"
+            assert load_image(ImageRef.at(path), max_pixels=10**6).mode == "RGB"
 
 
 def test_the_limit_of_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,10 +459,10 @@ def test_the_limit_of_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert load_image(tmp_path / "a.png", max_pixels=8000).size == (100, 80)
+            assert load_image(ImageRef.at(tmp_path / "a.png"), max_pixels=8000).size == (100, 80)
         assert pillows == Image.MAX_IMAGE_PIXELS
     with pytest.raises(ImageError, match=r"^100 x 80 pixels, more than the limit of 7999$"):
-        load_image(tmp_path / "a.png", max_pixels=7999)
+        load_image(ImageRef.at(tmp_path / "a.png"), max_pixels=7999)
 
 
 def test_orientation_and_transparency_are_applied(tmp_path: Path) -> None:
@@ -470,11 +471,11 @@ def test_orientation_and_transparency_are_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: shown upright, the first row becomes the last column
     picture.save(tmp_path / "turned.png", exif=exif)
-    upright = load_image(tmp_path / "turned.png")
+    upright = load_image(ImageRef.at(tmp_path / "turned.png"))
     assert upright.size == (2, 3)
     assert upright.getpixel((1, 0)) == (255, 0, 0)
     Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert load_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(ImageRef.at(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_bad_files_say_why(tmp_path: Path) -> None:
@@ -489,7 +490,7 @@ def test_bad_files_say_why(tmp_path: Path) -> None:
         ("none.png", "No such file"),
     ]:
         with pytest.raises(ImageError, match=reason):
-            load_image(tmp_path / name)
+            load_image(ImageRef.at(tmp_path / name))
 
 
 def test_resize_of_a_photograph_is_the_processors(tiny_model: Path, tmp_path: Path) -> None:
@@ -498,4 +499,4 @@ def test_resize_of_a_photograph_is_the_processors(tiny_model: Path, tmp_path: Pa
     expected = processor(images=photo, text="<CAPTION>", return_tensors="pt").pixel_values
     model, _ = load_model(tiny_model)
     pixels = to_pixels(photo, (64, 64))[None]
-    assert torch.equal(Captioner(model, processor).normalise(pixels), expected)
+    assert torch.equal(VisionEncoder(model, processor.image_processor).normalise(pixels), expected)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from florence2ner.data.batch import IGNORE_INDEX
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader
 from florence2ner.data.order import deal
 from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.inputs import IGNORE_INDEX
 from tests.data.support import put
 
 
@@ -17,8 +17,8 @@ def test_an_unreadable_image_counts_for_nothing_and_is_named(tiny_model: Path, t
     samples = discover_samples(tmp_path, "<CAPTION>").samples
     loader = SequentialLoader(samples, processor, deal(len(samples), 2, process=0, processes=1))
     ((batch,),) = [window.batches for window in loader]
-    assert batch.counted == (True, False)
-    assert (batch.labels[1] == IGNORE_INDEX).all()
+    assert batch.valid == (True, False)
+    assert (batch.text.labels[1] == IGNORE_INDEX).all()
     assert [index for index, _ in batch.failures] == [1]
 
 

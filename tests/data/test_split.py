@@ -21,7 +21,7 @@ def test_a_seeded_split_is_disjoint_whole_and_repeatable(tmp_path: Path) -> None
     assert (len(first.train), len(first.eval)) == (15, 5)
     assert {*first.train, *first.eval} == set(discover_samples(tmp_path, "<CAPTION>").samples)
     written = json.loads(split_to_json(first, tmp_path))
-    assert written["eval"] == [sample.image.name for sample in first.eval]
+    assert written["eval"] == [sample.image.key for sample in first.eval]
 
 
 def test_train_and_eval_folders_are_the_split(tmp_path: Path) -> None:

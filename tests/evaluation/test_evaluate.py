@@ -16,7 +16,7 @@ def test_eval_loss_is_the_mean_over_tokens_that_a_plain_loop_gives(shapes: Path,
     total, tokens = 0.0, 0
     with torch.no_grad():
         for sample in discover_samples(shapes, "<CAPTION>").samples:
-            inputs = processor(images=Image.open(sample.image), text="<CAPTION>", return_tensors="pt")
+            inputs = processor(images=Image.open(sample.image.path), text="<CAPTION>", return_tensors="pt")
             labels = processor.tokenizer(sample.caption, return_tensors="pt").input_ids
             total += model(**inputs, labels=labels).loss.item() * labels.numel()
             tokens += labels.numel()

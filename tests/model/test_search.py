@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2ner.model.captioner import Captioner, Decoding
+from florence2ner.config.options import Decoding
+from florence2ner.model.build import build_captioner
+from florence2ner.model.generation import generate
+from florence2ner.model.inputs import Embeddings, Pixels
 from tests.model.support import IMAGES, LIMIT, prompts
 
 SETTINGS: list[dict[str, Any]] = [
@@ -34,16 +37,16 @@ def test_texts_are_those_of_transformers(
     padded: bool,
 ) -> None:
     model, processor = writing_model
-    captioner = Captioner(copy.deepcopy(model), processor)
+    captioner = build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
     captioner.model.generation_config.early_stopping = early_stopping
     ids, mask = prompts(processor, padded=padded)
     with torch.no_grad():
-        embedded = captioner.embed_images(pictures)
+        embedded = captioner.vision.embed(Pixels(pictures))
         decoding = Decoding(num_beams=beams, max_new_tokens=LIMIT, **settings)
-        ours = captioner.generate(embedded, ids, mask if padded else None, decoding)
+        ours = generate(captioner, embedded, ids, mask if padded else None, decoding)
         expected = model.generate(
             input_ids=ids,
-            pixel_values=captioner.normalise(pictures),
+            pixel_values=captioner.vision.normalise(pictures),
             attention_mask=mask,
             num_beams=beams,
             max_new_tokens=LIMIT,
@@ -61,13 +64,14 @@ def test_texts_are_those_of_transformers(
 def test_finished_captions_leave_the_batch(writing_model: tuple[Any, Any], pictures: Tensor, beams: int) -> None:
     """Counted at the decoder itself."""
     model, processor = writing_model
-    captioner = Captioner(copy.deepcopy(model), processor)
+    captioner = build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
     rows: list[int] = []
+    decoding = Decoding(num_beams=beams, max_new_tokens=LIMIT)
     decoder = captioner.model.model.language_model.decoder
     decoder.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
     ids, _ = prompts(processor, padded=False)
     with torch.no_grad():
-        answers = captioner.generate(captioner.embed_images(pictures), ids, None, Decoding(beams, LIMIT))
+        answers = generate(captioner, captioner.vision.embed(Pixels(pictures)), ids, None, decoding)
     lengths = sorted(answer.tokens for answer in answers)
     assert lengths[0] < lengths[-1]
     assert rows == sorted(rows, reverse=True)
@@ -79,17 +83,18 @@ def test_finished_captions_leave_the_batch(writing_model: tuple[Any, Any], pictu
 def test_samples_follow_the_likelihoods(writing_model: tuple[Any, Any], pictures: Tensor) -> None:
     """The first tokens of many samples, against the softmax of the logits."""
     model, processor = writing_model
-    captioner = Captioner(copy.deepcopy(model), processor)
+    captioner = build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
     captioner.model.generation_config.update(forced_bos_token_id=None, forced_eos_token_id=None)
     ids, _ = prompts(processor, padded=False)
     draws = 3000
     with torch.no_grad():
         torch.manual_seed(0)
-        embedded = captioner.embed_images(pictures[:1]).expand(draws, -1, -1)
-        decoding = Decoding(1, 1, temperature=2.0, top_k=0)
-        answers = captioner.generate(embedded, ids[:1].expand(draws, -1), None, decoding)
+        embedded = Embeddings(captioner.vision.embed(Pixels(pictures[:1])).values.expand(draws, -1, -1))
+        decoding = Decoding.model_construct(num_beams=1, max_new_tokens=1, temperature=2.0, top_k=0)  # of all tokens
+        answers = generate(captioner, embedded, ids[:1].expand(draws, -1), None, decoding)
         start = torch.tensor([[model.config.text_config.decoder_start_token_id]])
-        inputs = {"input_ids": ids[:1], "pixel_values": captioner.normalise(pictures[:1]), "decoder_input_ids": start}
+        normalised = captioner.vision.normalise(pictures[:1])
+        inputs = {"input_ids": ids[:1], "pixel_values": normalised, "decoder_input_ids": start}
         likely = (model(**inputs).logits[0, -1] / 2).softmax(-1)
     counts = Counter(answer.raw for answer in answers)
     for token in likely.topk(5).indices.tolist():
@@ -101,10 +106,11 @@ def test_kernels_without_shared_keys_write_the_same(writing_model: tuple[Any, An
     model, processor = writing_model
     ids, mask = prompts(processor, padded=True)
     texts = []
+    decoding = Decoding(num_beams=3, max_new_tokens=LIMIT)
     for kernels in ("sdpa", "eager"):
         copied = copy.deepcopy(model)
         copied.set_attn_implementation(kernels)
-        captioner = Captioner(copied, processor)
+        captioner = build_captioner(copied, processor, device=torch.device("cpu"))
         with torch.no_grad():
-            texts.append(captioner.generate(captioner.embed_images(pictures), ids, mask, Decoding(3, LIMIT)))
+            texts.append(generate(captioner, captioner.vision.embed(Pixels(pictures)), ids, mask, decoding))
     assert texts[0] == texts[1]

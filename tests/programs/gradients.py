@@ -14,10 +14,10 @@ from florence2ner.config.base import load_config
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import TrainLoader
-from florence2ner.data.order import TrainPlan
-from florence2ner.engine.collectives import leave
+from florence2ner.data.order import ShuffledOrder
+from florence2ner.engine.collectives import destroy_process_group
 from florence2ner.engine.runtime import make_accelerator
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.build import NOTHING, build_captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.training.step import UpdateStep, token_losses
 
@@ -26,10 +26,10 @@ def main(config: TrainConfig, folder: Path) -> None:
     accelerator = make_accelerator("no", seed=0)
     samples = discover_samples(config.dataset_path, config.task_prompt).samples
     model, processor = load_model(config.model_name)
-    captioner = Captioner(model, processor).eval()
+    captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING)
     optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
-    plan = TrainPlan(
-        len(samples),
+    plan = ShuffledOrder(
+        samples,
         config.train_batch_size,
         config.gradient_accumulation_steps,
         accelerator.num_processes,
@@ -56,7 +56,7 @@ def main(config: TrainConfig, folder: Path) -> None:
         if accelerator.is_main_process:
             numbers = torch.tensor([result.loss_sum.item(), result.tokens, result.samples, result.gradient_norm.item()])
             save_file(gradients | {"": numbers}, folder / f"{update}.safetensors")
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from florence2ner.engine.checkpoint import TrainState, list_checkpoints, load_train_state, save_checkpoint, sweep
+from florence2ner.engine.checkpoint import (
+    Retention,
+    TrainState,
+    list_checkpoints,
+    load_train_state,
+    save_checkpoint,
+    sweep,
+)
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.checkpoints.loading import load_model, save_model
 
@@ -28,9 +35,12 @@ def main(model_dir: Path, run_dir: Path, tries: int) -> None:
     rng = random.Random(0)
     norm = model.model.multi_modal_projector.image_proj_norm.weight
 
+    def export(directory: Path) -> None:
+        save_model(model, processor, directory)
+
     def save(step: int) -> None:
         torch.nn.init.constant_(norm, step)  # each checkpoint tells whose it is
-        save_checkpoint(accelerator, run_dir, TrainState(step=step), lambda d: save_model(model, processor, d), keep=2)
+        save_checkpoint(accelerator, run_dir, TrainState(step=step), export, retention=Retention(2))
 
     run_dir.mkdir()
     for step in (1, 2):  # the first takes longer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from florence2ner import UserError
-from florence2ner.engine.memory import Pieces
+from florence2ner.engine.memory import AdaptiveBatch
 
 MEGABYTE = 2**20
 
@@ -21,21 +21,21 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + 200 * MEGABYTE, -1))
     said: list[str] = []
 
-    def work(piece: slice) -> list[int]:
-        rows = list(range(64)[piece])
+    def work(part: slice) -> list[int]:
+        rows = list(range(64)[part])
         torch.ones(len(rows), 10 * MEGABYTE // 4)  # 10 MB a row
         return rows
 
-    pieces = Pieces(64, said.append)
-    assert pieces.run(work, 64) == list(range(64))
-    assert pieces.size == 16
+    parts = AdaptiveBatch(64, said.append)
+    assert parts.run(work, 64) == list(range(64))
+    assert parts.size == 16
     assert said == [f"out of memory with {n} images at once: going on with {n // 2}" for n in (64, 32)]
-    assert pieces.run(work, 20) == list(range(20))
+    assert parts.run(work, 20) == list(range(20))
     assert len(said) == 2, "the next batch starts with what has worked"
     with pytest.raises(UserError, match="memory runs out with a single image"):
-        pieces.run(lambda piece: [torch.ones(1024, MEGABYTE)], 3)
+        parts.run(lambda part: [torch.ones(1024, MEGABYTE)], 3)
     with pytest.raises(ZeroDivisionError):
-        pieces.run(lambda piece: [1 / 0], 3)
+        parts.run(lambda part: [1 / 0], 3)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from florence2ner import CaptionConfig, EvalConfig, TrainConfig, caption, evaluate, train
 from florence2ner.config.base import load_config
-from florence2ner.engine.collectives import leave
+from florence2ner.engine.collectives import destroy_process_group
 
 
 def main(config: TrainConfig, results: Path, images: Path) -> None:
@@ -16,7 +16,7 @@ def main(config: TrainConfig, results: Path, images: Path) -> None:
     common = {"model_name": str(checkpoint), "num_beams": 1, "max_new_tokens": 4, "batch_size": 2}
     evaluate(EvalConfig(dataset_path=config.dataset_path, output=results, **common))
     caption(CaptionConfig(paths=(images,), **common))
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from PIL import Image
 
 from florence2ner import UserError, train
 from florence2ner.engine.checkpoint import list_checkpoints
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.inputs import Features, Pixels
+from florence2ner.model.vision import VisionEncoder
 from tests.conftest import MakeConfig, Start
 from tests.support import weights
 
@@ -19,13 +20,13 @@ from tests.support import weights
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each run of the vision tower encoded; self-checks go another way."""
     batches: list[int] = []
-    vision_features = Captioner.vision_features
+    features = VisionEncoder.features
 
-    def count(captioner: Captioner, pixel_values: torch.Tensor) -> torch.Tensor:
-        batches.append(len(pixel_values))
-        return vision_features(captioner, pixel_values)
+    def count(vision: VisionEncoder, pixels: Pixels) -> Features:
+        batches.append(len(pixels.values))
+        return features(vision, pixels)
 
-    monkeypatch.setattr(Captioner, "vision_features", count)
+    monkeypatch.setattr(VisionEncoder, "features", count)
     return batches
 
 
@@ -133,7 +134,7 @@ def test_without_a_place_for_the_cache_auto_goes_on_and_others_say_so(
     train(make_config(**common))
     assert sum(encoded) > 0
     assert "warning: can't make the feature cache" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"can't make the feature cache .*--feature-cache-dir"):
+    with pytest.raises(UserError, match=r"can't make the folder .*--feature-cache-dir"):
         train(make_config(run_name="other", feature_cache="disk", **common))
 
 

@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from florence2ner import train
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import TrainLoader
-from florence2ner.data.order import TrainPlan
+from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.runtime import make_accelerator
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.build import NOTHING, build_captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.training.step import Update, UpdateStep, token_losses
 from tests.conftest import MakeConfig, Start
@@ -26,8 +26,8 @@ from tests.support import finish, relative_differences, write
 
 def samples_of_different_lengths(shapes: Path) -> list[Sample]:
     found = discover_samples(shapes, "<CAPTION>").samples[:11]
-    captions = ["red", *(" and ".join([sample.caption or ""] * (1 + i % 4)) for i, sample in enumerate(found[1:]))]
-    return [Sample(sample.image, sample.task_prompt, text) for sample, text in zip(found, captions, strict=True)]
+    captions = ["red", *(" and ".join([sample.caption] * (1 + i % 4)) for i, sample in enumerate(found[1:]))]
+    return [Sample(sample.image, sample.task_prompt, (text,)) for sample, text in zip(found, captions, strict=True)]
 
 
 def update(
@@ -36,9 +36,9 @@ def update(
     """Do update `number` of the plan on fresh weights, with a learning rate of 0. Returns it with the gradients."""
     accelerator = make_accelerator("no", seed=0)
     model, processor = load_model(model_dir)
-    captioner = Captioner(model, processor).eval()  # dropout is off in the tiny model; eval makes sure
+    captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING)
     optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)
-    plan = TrainPlan(len(samples), batch_size, accumulation, processes=1, seed=0)
+    plan = ShuffledOrder(samples, batch_size, accumulation, processes=1, seed=0)
     loader = TrainLoader(samples, processor, plan, process=0, first=number, end=number + 1)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     gradients: dict[str, torch.Tensor] = {}
@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_the_native_class_over_all_tokens(shapes: Path, tiny
     samples = samples_of_different_lengths(shapes)[:8]
     result, gradients = update(samples, tiny_model, 4, 2, 0)
     model, processor = load_model(tiny_model)
-    pictures = [Image.open(sample.image) for sample in samples]
+    pictures = [Image.open(sample.image.path) for sample in samples]
     inputs = processor(images=pictures, text=["<CAPTION>"] * 8, return_tensors="pt", padding=True)
     labels = processor.tokenizer([sample.caption for sample in samples], return_tensors="pt", padding=True).input_ids
     loss = model(**inputs, labels=labels.masked_fill(labels == processor.tokenizer.pad_token_id, -100)).loss
@@ -94,8 +94,8 @@ def uneven(tmp_path: Path) -> Path:
     folder = tmp_path / "uneven"
     draw_dataset(folder, 11, seed=8)
     for number, sample in enumerate(discover_samples(folder, "<CAPTION>").samples):
-        text = "red" if number % 5 == 0 else " and ".join([sample.caption or ""] * (1 + number % 4))
-        sample.image.with_suffix(".txt").write_text(text)
+        text = "red" if number % 5 == 0 else " and ".join([sample.caption] * (1 + number % 4))
+        sample.image.path.with_suffix(".txt").write_text(text)
     return folder
 
 

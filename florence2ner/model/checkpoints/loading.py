@@ -1,6 +1,8 @@
 """A name or a path -> model and processor, in either layout; and back to disk, checked by reading it again."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -15,16 +17,29 @@ from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.files import one_line, weight_files
 from florence2ner.model.checkpoints.original import is_original, load_original, save_original
 
-# A bar per file read or written would tear the run's own, and its hints are about code, not about a user's run.
-logging.disable_progress_bar()
-logging.set_verbosity_error()
-
 Layout = Literal["native", "original"]
 
 # What a hub repository may give us: no Python file, no second copy of the weights.
 _HUB_FILES = ("*.json", "merges.txt", "model*.safetensors")
 _HUB_PICKLES = ("pytorch_model*.bin",)
 _TOLERANCE = 1e-4  # of the largest logit, between a model and what was written of it
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """A `with`, or a decorator, for the length of a command: no bars, and no hints about code, between our own lines.
+
+    A bar per file read or written would tear the run's own. What a program that uses us had set comes back.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_model(
@@ -73,6 +88,7 @@ def save_model(
         raise
 
 
+@quiet_transformers()
 def convert(source: str, destination: Path, *, layout: Layout) -> None:
     """Write the model `source` (a directory or a hub id, in either layout) to a new directory in the other layout.
 

@@ -5,9 +5,12 @@ file), the form is that of transformers' native `Florence2Processor`.
 """
 
 import json
+from functools import lru_cache
 
+from PIL import Image
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
+from torch import Tensor
 from transformers import CLIPImageProcessorPil, Florence2Processor, GenerationConfig, PreTrainedTokenizerFast
 
 from florence2ner.model.answers import BANNED_PHRASES
@@ -107,3 +110,11 @@ def build_generation_config(image_token_id: int, **overrides: object) -> Generat
         "suppress_tokens": [image_token_id],
     }
     return GenerationConfig(**(defaults | overrides))
+
+
+@lru_cache(maxsize=64)
+def expand_prompt(processor: Florence2Processor, prompt: str) -> Tensor:
+    """(N,) ids of a task prompt; the processor expands the task's words and the image's placeholders. Read only."""
+    inputs = processor(images=Image.new("RGB", (8, 8)), text=prompt, return_tensors="pt")
+    ids: Tensor = inputs.input_ids[0]
+    return ids

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from florence2ner.errors import UserError
-from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.model.checkpoints.loading import quiet_transformers, save_model
 from florence2ner.model.checkpoints.processing import (
     TASK_TOKENS,
     build_generation_config,
@@ -78,6 +78,7 @@ _SIZES: dict[Preset, _Size] = {
 }
 
 
+@quiet_transformers()
 def init_model(directory: Path, *, preset: Preset, captions: Iterable[str], seed: int) -> None:
     """Write a new model with random weights to `directory`, in the native layout.
 

@@ -24,6 +24,8 @@ def use_fast_attention(model: Florence2ForConditionalGeneration) -> None:
 
     flash_attention_2 keeps its own in the language model: it can do all but the tower's channel attention.
     """
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, _mask)
     asked = model.config.text_config._attn_implementation
     if asked != "eager":
         model.set_attn_implementation({"vision_config": NAME, "text_config": NAME if asked == "sdpa" else asked})
@@ -146,7 +148,3 @@ def _mask(*, attention_mask: Tensor | None, mask_function: Any, **_: Any) -> Ten
     if attention_mask is None or mask_function is causal_mask_function:
         return None
     return attention_mask[:, None, None, :]
-
-
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, _mask)

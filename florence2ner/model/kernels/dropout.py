@@ -4,12 +4,14 @@ Whether an entry is kept is a comparison of 16 random bits with the rate: a 64-b
 four entries, and is drawn again in the backward pass instead of being kept.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils.hooks import RemovableHandle
 
 _LEVELS = 1 << 16
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a floating-point number
@@ -19,14 +21,15 @@ def use_fast_dropout(language_model: Any) -> None:
     """Have a BartModel, which will train on a CPU, use `dropout` wherever it has torch's own but in attention."""
     for side in (language_model.encoder, language_model.decoder):
         for layer in side.layers:
-            outputs = [layer.self_attn.out_proj, layer.fc2]
-            if hasattr(layer, "encoder_attn"):
-                outputs.append(layer.encoder_attn.out_proj)
-            for linear in outputs:
-                _drop_output(linear, layer.dropout)
-            _drop_output(layer.activation_fn, layer.activation_dropout)
+            linear = [
+                "self_attn.out_proj",
+                "fc2",
+                *(["encoder_attn.out_proj"] if hasattr(layer, "encoder_attn") else []),
+            ]
+            rates = dict.fromkeys(linear, layer.dropout) | {"activation_fn": layer.activation_dropout}
+            layer.register_forward_pre_hook(_OutputDropout(rates))
             layer.dropout = layer.activation_dropout = 0.0
-        _drop_output(side.layernorm_embedding, side.dropout)
+        side.register_forward_pre_hook(_OutputDropout({"layernorm_embedding": side.dropout}))
         side.dropout = 0.0
 
 
@@ -76,8 +79,26 @@ def _scaled(values: Tensor, rate: float, seed: int) -> Tensor:
     return drop_(scaled, draw_kept(scaled, rate, seed))
 
 
-def _drop_output(module: nn.Module, rate: float) -> None:
-    def hook(module: nn.Module, _: object, output: Tensor) -> Tensor:
-        return dropout(output, rate) if module.training and rate else output
+class _OutputDropout:
+    """A hook of a layer that drops what some modules in it give out, told by their paths and with their rates.
 
-    module.register_forward_hook(hook)
+    It looks at each call which module stands there: an adapter may be wrapped around it at any time.
+    """
+
+    def __init__(self, rates: dict[str, float]) -> None:
+        self.rates = {path: rate for path, rate in rates.items() if rate}
+        self.hooked: dict[str, tuple[nn.Module, RemovableHandle]] = {}
+
+    def __call__(self, layer: nn.Module, _: object) -> None:
+        for path, rate in self.rates.items():
+            module = layer.get_submodule(path)
+            if path in self.hooked:
+                before, handle = self.hooked[path]
+                if before is module:
+                    continue
+                handle.remove()
+            self.hooked[path] = module, module.register_forward_hook(partial(_drop_output, rate))
+
+
+def _drop_output(rate: float, module: nn.Module, _: object, output: Tensor) -> Tensor:
+    return dropout(output, rate) if module.training else output

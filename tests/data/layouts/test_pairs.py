@@ -18,7 +18,10 @@ def test_discovery_pairs_recursively_and_reports_what_is_left_out(tmp_path: Path
     (tmp_path / "orphan.txt").write_text("no image")
     put(tmp_path / ".hidden.png", "hidden")
     found = discover_samples(tmp_path, "<CAPTION>")
-    assert [(s.image.name, s.caption) for s in found.samples] == [("b.png", "two words"), ("A.b.JPG", "with a BOM")]
+    assert [(s.image.path.name, s.caption) for s in found.samples] == [
+        ("b.png", "two words"),
+        ("A.b.JPG", "with a BOM"),
+    ]
     assert [path.name for path in found.images_without_caption] == ["alone.webp", "empty.png"]
     assert [path.name for path in found.captions_without_image] == ["orphan.txt"]
     assert found.report() == [

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2ner.model.adapt import freeze
-from florence2ner.model.captioner import Captioner, Decoding
+from florence2ner.config.options import Decoding
+from florence2ner.model.build import EVERYTHING, Frozen, build_captioner
+from florence2ner.model.generation import generate
+from florence2ner.model.inputs import Pixels, Text
 from tests.model.support import IMAGES, LIMIT, prompts
 
 
@@ -19,20 +21,19 @@ def test_compiled_parts_give_the_same(writing_model: tuple[Any, Any], pictures: 
     ids, _ = prompts(processor, padded=False)
     labels = torch.tensor([[0, 7, 8, 9, 2]]).expand(IMAGES, -1)
     texts, losses, gradients = [], [], []
+    tower = Frozen(vision=True, language=False, other=False)
+    decoding = Decoding(num_beams=3, max_new_tokens=LIMIT)
     for compiled in (False, True):
         copied = copy.deepcopy(model)
-        freeze(copied, vision=True, language=False, other=False)
-        captioner = Captioner(copied, processor)
-        if fixed:
-            captioner.fix_weights(None)
-        if compiled:
-            captioner.compile_model()
-        features = captioner.encode(pictures)
-        loss = captioner.token_losses(features, ids, None, labels, torch.arange(labels.numel())).sum()
+        captioner = build_captioner(
+            copied, processor, device=torch.device("cpu"), frozen=EVERYTHING if fixed else tower, compiled=compiled
+        )
+        features = captioner.vision.encode(Pixels(pictures))
+        loss = captioner(features, Text(ids, None, labels, torch.arange(labels.numel()))).sum()
         losses.append(loss.item())
         if fixed:
             with torch.no_grad():
-                texts.append(captioner.generate(captioner.embed_images(features), ids, None, Decoding(3, LIMIT)))
+                texts.append(generate(captioner, captioner.vision.embed(features), ids, None, decoding))
         else:
             loss.backward()
             gradients.append({name: p.grad for name, p in copied.named_parameters() if p.grad is not None})

@@ -3,11 +3,13 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
 from florence2ner.model.adapt import checkpoint_gradients
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.kernels.attention import use_fast_attention
 from florence2ner.model.kernels.dropout import draw_kept, dropout, share_kept, use_fast_dropout
 from tests.model.support import RATE, model_inputs
 
@@ -51,7 +53,7 @@ def test_a_model_drops_where_it_did_before_and_as_much(built_model: tuple[Any, A
     plain = _with_rates(model)
     fast = _with_rates(model)
     use_fast_dropout(fast.model.language_model)
-    Captioner(fast, processor)
+    use_fast_attention(fast)
     inputs = model_inputs(processor)
     with torch.no_grad():
         logits = [torch.stack([m(**inputs).logits for _ in range(300)]).double() for m in (plain, fast)]
@@ -69,10 +71,51 @@ def test_recomputed_layers_drop_the_same_entries(built_model: tuple[Any, Any]) -
     for recompute in (False, True):
         copied = _with_rates(model)
         use_fast_dropout(copied.model.language_model)
-        Captioner(copied, processor)
+        use_fast_attention(copied)
         if recompute:
             checkpoint_gradients(copied)
         inputs = model_inputs(processor)
         copied(**inputs, use_cache=False).loss.backward()
         gradients.append({name: p.grad for name, p in copied.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*gradients)
+
+
+class Adapter(nn.Module):
+    """What wraps a linear layer: its output plus a small one of its own."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.own = nn.Linear(base.in_features, base.out_features, bias=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.base(values) + self.own(values)
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "in between", "after a copy"])
+def test_a_layer_that_is_wrapped_keeps_its_dropout(built_model: tuple[Any, Any], moment: str) -> None:
+    model, _ = built_model
+    copied = _with_rates(model)
+    layer = copied.model.language_model.decoder.layers[0]
+    if moment == "before":
+        layer.fc2, layer.self_attn.out_proj = Adapter(layer.fc2), Adapter(layer.self_attn.out_proj)
+    use_fast_dropout(copied.model.language_model)
+    inputs = torch.randn(1, 200, 128)
+    if moment in ("in between", "after a copy"):
+        layer(inputs)
+    if moment == "after a copy":
+        copied = copy.deepcopy(copied)
+        layer = copied.model.language_model.decoder.layers[0]
+    if moment != "before":
+        layer.fc2, layer.self_attn.out_proj = Adapter(layer.fc2), Adapter(layer.self_attn.out_proj)
+    layer(inputs)  # the layer looks at each call what stands in it
+    outputs: list[Tensor] = []
+    for wrapped in (layer.self_attn.out_proj, layer.fc2):
+        wrapped.register_forward_hook(lambda module, args, output: outputs.append(output))
+        wrapped.base.register_forward_hook(lambda module, args, output: outputs.append(output))
+    layer(inputs)
+    for inner, outer in (outputs[:2], outputs[2:]):
+        assert (inner != 0).all(), "not inside, where the adapter's own part would escape it"
+        dropped = (outer == 0).float().mean().item()
+        assert 0.08 < dropped < 0.12, "once, at the layer's rate"
+    assert (layer.eval()(inputs) == layer(inputs)).all()

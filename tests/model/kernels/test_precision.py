@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from florence2ner.model.adapt import freeze
-from florence2ner.model.captioner import Captioner
+from florence2ner.model.build import Frozen, build_captioner
+from florence2ner.model.inputs import Pixels, Text
 from tests.model.support import model_inputs
 
 
@@ -16,22 +16,22 @@ from tests.model.support import model_inputs
 def test_lowered_weights_change_nothing_and_come_back(built_model: tuple[Any, Any], frozen: str) -> None:
     model, processor = built_model
     model = copy.deepcopy(model)
-    freeze(model, vision=frozen == "vision", language=frozen == "language", other=False)
-    captioner = Captioner(model, processor).eval()
+    parts = Frozen(vision=frozen == "vision", language=frozen == "language", other=False)
+    captioner = build_captioner(model, processor, device=torch.device("cpu"), frozen=parts)
     inputs = model_inputs(processor)
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     ids, labels = inputs["input_ids"], inputs["labels"]
 
     def losses() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return captioner.token_losses(pixels, ids, None, labels, torch.arange(labels.numel()))
+            return captioner(Pixels(pixels), Text(ids, None, labels, torch.arange(labels.numel())))
 
     before, weights = losses(), {name: weight.clone() for name, weight in captioner.state_dict().items()}
-    captioner.lower_frozen(torch.bfloat16)
+    captioner.frozen_weights.cast(captioner, torch.bfloat16)
     lowered = [name for name, weight in captioner.named_parameters() if weight.dtype == torch.bfloat16]
     assert lowered
     assert all({"vision": "vision_tower", "language": "language_model"}[frozen] in name for name in lowered)
     assert torch.equal(losses(), before)
-    with captioner.whole():
+    with captioner.as_loaded():
         torch.testing.assert_close(captioner.state_dict(), weights, rtol=0, atol=0)
     assert torch.equal(losses(), before)

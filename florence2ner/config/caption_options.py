@@ -1,0 +1,105 @@
+"""The groups of options that only `caption` has."""
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from florence2ner.config.base import Config, option
+from florence2ner.config.options import MAX_PIXELS, UserPath
+
+
+class ImageOptions(Config):
+    """Which images are captioned, and with what question."""
+
+    panel: ClassVar[str] = "Data"
+
+    paths: tuple[UserPath, ...] = option(
+        ..., "Images, and folders with images (subfolders too).", positional=True, min_length=1
+    )
+    task_prompt: tuple[str, ...] = option(
+        ("<CAPTION>",),
+        "What is asked of each image; repeat the flag for several tasks. Tasks about places give boxes in JSON.",
+        min_length=1,
+    )
+    text: str | None = option(
+        None, "Input of the tasks that take one, such as <CAPTION_TO_PHRASE_GROUNDING>.", min_length=1
+    )
+    max_pixels: int = option(MAX_PIXELS, "Images with more pixels than this are refused.", ge=1)
+    watch: bool = option(False, "Go on captioning images as they appear in the folders, until Ctrl-C.")
+    dry_run: bool = option(False, "Say what would be done, and do nothing.")
+
+    @field_validator("paths")
+    @classmethod
+    def _exist(cls, values: tuple[Path, ...]) -> tuple[Path, ...]:
+        for path in values:
+            if not path.exists():
+                raise ValueError(f"there is no file or folder {path}")
+        return values
+
+    @model_validator(mode="after")
+    def _watch_or_look(self) -> Self:
+        if self.dry_run and self.watch:
+            raise ValueError("dry_run and watch exclude each other")
+        return self
+
+
+class OutputOptions(Config):
+    """Where captions go, and what becomes of those that are there."""
+
+    panel: ClassVar[str] = "Output"
+
+    existing: Literal["skip", "overwrite", "append", "prepend"] = option(
+        "skip", "What becomes of a caption that exists. An empty file counts as missing."
+    )
+    separator: str = option(" ", "What append and prepend put between the old text and the new.")
+    backup: bool = option(False, "Keep the old text as a .bak before it is overwritten or extended.")
+    caption_extension: str = option(".txt", "Extension of the caption files.", pattern=r"^\.[^/\\]+$")
+    output_dir: UserPath | None = option(
+        None, "Folder for the caption files, in the same tree as the images. none: beside the images."
+    )
+    on_collision: Literal["refuse", "full-name"] = option(
+        "refuse", "What to do with a.jpg and a.png, which would share a.txt. full-name: a.jpg.txt, a.png.txt."
+    )
+    output: UserPath | None = option(
+        None,
+        "One file for all captions, instead of a file for each: .jsonl, .csv, .json or a metadata.jsonl for "
+        "imagefolder; - for JSON Lines on standard output.",
+    )
+    failures: UserPath | None = option(
+        None, "File for the images that could not be captioned, with the reasons, as JSON Lines."
+    )
+
+    @field_validator("output")
+    @classmethod
+    def _output_has_a_known_form(cls, value: Path | None) -> Path | None:
+        if value is not None and str(value) != "-" and value.suffix not in {".jsonl", ".csv", ".json"}:
+            raise ValueError("must end in .jsonl, .csv or .json, or be - for standard output")
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.output is not None:
+            for name in ("append", "prepend"):
+                if self.existing == name:
+                    raise ValueError(f"existing: {name} extends caption files; with output choose skip or overwrite")
+            if self.output_dir is not None:
+                raise ValueError("output is one file, output_dir a folder of caption files: choose one of them")
+            if self.output.is_dir():
+                raise ValueError(f"output: {self.output} is a folder; name a file, such as captions.jsonl")
+        return self
+
+
+class TextOptions(Config):
+    """What is done to the text of a caption."""
+
+    panel: ClassVar[str] = "Text"
+
+    prefix: str = option("", "Put in front of every caption, as it is.")
+    suffix: str = option("", "Put behind every caption, as it is.")
+    trigger_word: str | None = option(None, "Put in front of every caption that doesn't begin with it.")
+    strip_opening: bool = option(False, 'Remove "The image shows" and its kin.')
+    single_line: bool = option(False, "Join the lines of a caption.")
+    template: str | None = option(
+        None, "Text around a caption, with {caption}, {stem} (of the image) and {folder} (it lies in)."
+    )

@@ -1,0 +1,35 @@
+"""The groups of options that only `eval` has."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import field_validator
+
+from florence2ner.config.base import Config, option
+from florence2ner.config.options import DatasetFolder, PromptOptions, UserPath
+
+
+class EvalDatasetOptions(PromptOptions):
+    """What is evaluated on."""
+
+    panel: ClassVar[str] = "Data"
+
+    dataset_path: DatasetFolder = option(
+        ..., "Folder of captioned images; its eval/ subfolder is used when there is one."
+    )
+
+
+class ReportOptions(Config):
+    """What is shown of an evaluation."""
+
+    panel: ClassVar[str] = "Output"
+
+    output: UserPath | None = option(None, "File for all figures and captions, as JSON.")
+    show: int = option(12, "Captions shown beside the truth in the table.", ge=0)
+
+    @field_validator("output")
+    @classmethod
+    def _output_is_a_file(cls, value: Path | None) -> Path | None:
+        if value and value.is_dir():
+            raise ValueError(f"{value} is a folder; name a file, such as results.json")
+        return value

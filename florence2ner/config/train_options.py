@@ -1,0 +1,155 @@
+"""The groups of options that only `train` has."""
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import field_validator, model_validator
+
+from florence2ner.config.base import Config, option
+from florence2ner.config.options import DatasetFolder, MachineOptions, PromptOptions, UserPath
+from florence2ner.metrics import MetricName
+
+
+class FreezingOptions(Config):
+    """Which parts of it are trained."""
+
+    panel: ClassVar[str] = "Model"
+
+    freeze_vision: bool = option(True, "Keep the vision tower as it is.")
+    freeze_language: bool = option(False, "Keep the language model as it is.")
+    freeze_other: bool = option(False, "Keep the projector and its position tables as they are.")
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.freeze_vision and self.freeze_language and self.freeze_other:
+            raise ValueError(
+                "freeze_vision, freeze_language and freeze_other leave nothing to train; unset one of them"
+            )
+        return self
+
+
+class DatasetOptions(PromptOptions):
+    """What is trained on, and what is held out."""
+
+    panel: ClassVar[str] = "Data"
+
+    dataset_path: DatasetFolder = option(
+        ..., "Folder of images, each with a caption in a .txt file of the same name; subfolders too."
+    )
+    eval_split_ratio: float = option(
+        0.1, "Share of the images held out for evaluation when the dataset has no eval/ folder.", gt=0, lt=1
+    )
+
+
+class TrainingOptions(Config):
+    """How long, how fast and in what order a model learns."""
+
+    panel: ClassVar[str] = "Training"
+
+    epochs: int = option(2, "Passes over the training images.", ge=1)
+    max_steps: int | None = option(None, "End after this many optimizer updates, whatever epochs says.", ge=1)
+    learning_rate: float = option(1e-5, "Peak learning rate, reached at the end of the warmup.", gt=0)
+    train_batch_size: int = option(16, "Images per micro-batch and process.", ge=1)
+    gradient_accumulation_steps: int = option(16, "Micro-batches per optimizer update.", ge=1)
+    clip_grad_norm: float | None = option(1.0, "Largest gradient norm; none: no clipping.", gt=0)
+    weight_decay: float = option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", ge=0)
+    warmup_steps: int = option(50, "Optimizer updates of linear warmup.", ge=0)
+    restarts: int = option(
+        1, "Cosine cycles after the warmup, each from the peak learning rate down to 0 (1: one descent).", ge=1
+    )
+    seed: int = option(42, "Seed of the split, the order of the images and dropout.", ge=0, lt=2**32)
+    group_by_length: bool = option(
+        False, "Put captions of like length into the same batch: less padding, a little less random."
+    )
+    max_bad_updates: int = option(
+        10, "Updates in a row with a loss or gradient that is not finite after which the run stops.", ge=1
+    )
+
+
+class EvaluationOptions(Config):
+    """When a run is evaluated, and what follows from it."""
+
+    panel: ClassVar[str] = "Evaluation"
+
+    eval_batch_size: int = option(16, "Images per batch and process in evaluation.", ge=1)
+    eval_steps: int | None = option(
+        50, "Optimizer updates between evaluations; none: train on everything and never evaluate.", ge=1
+    )
+    eval_before_training: bool = option(True, "Evaluate once before the first update.")
+    metric_for_best: MetricName = option(
+        "eval/loss", "Metric of the `best` link, which follows the checkpoints that were evaluated at their own step."
+    )
+    early_stopping_patience: int | None = option(
+        None, "Evaluations without a better metric_for_best after which the run ends; none: never.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs evaluations: set eval_steps")
+        return self
+
+
+class CheckpointOptions(Config):
+    """Where a run is kept, and who is told about it."""
+
+    panel: ClassVar[str] = "Checkpoints and logs"
+
+    run_name: str | None = option(
+        None, "Name of the run and of its folder in output_dir. none: the dataset folder's name."
+    )
+    output_dir: UserPath = option(Path("checkpoints"), "Folder that holds the runs.")
+    save_steps: int | None = option(50, "Optimizer updates between checkpoints; none: only the last.", ge=1)
+    save_total_limit: int | None = option(3, "Checkpoints kept, the oldest go first; none: all.", ge=1)
+    export_layout: Literal["native", "original"] = option(
+        "native",
+        "Layout of the checkpoints: native for transformers' own class, original for tools that use Microsoft's code.",
+    )
+    resume: str | None = option(
+        None,
+        "Go on with a run: latest (its newest checkpoint; a new run where there is none) or the path of a checkpoint.",
+    )
+    keep_states: bool = option(False, "Keep the training state of every checkpoint, not only of the newest.")
+    log_every: int = option(1, "Optimizer updates between logged lines.", ge=1)
+    log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = option(
+        ("wandb",),
+        "Trackers; repeat the flag for several. metrics.jsonl is written beside any of them; jsonl: only that file; "
+        "none: nothing.",
+    )
+    wandb_project: str = option("florence2ner", "Weights & Biases project.")
+
+    @field_validator("run_name")
+    @classmethod
+    def _run_name_is_one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (value in {"", ".", ".."} or Path(value).name != value):
+            raise ValueError("must be the name of one folder, without slashes")
+        return value
+
+    @field_validator("log_with")
+    @classmethod
+    def _none_stands_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "none" in value and len(value) > 1:
+            raise ValueError("none can't be combined with other trackers")
+        return tuple(dict.fromkeys(value))
+
+
+class TrainMachineOptions(MachineOptions):
+    """How the machine is used in training."""
+
+    panel: ClassVar[str] = "Machine"
+
+    gradient_checkpointing: bool = option(
+        True, "Recompute activations in the backward pass: less memory, about a quarter more time."
+    )
+    feature_cache: Literal["auto", "memory", "disk", "off"] = option(
+        "auto", "Encode each image once, where the vision tower is frozen, and keep the result. auto: on the disk."
+    )
+    feature_cache_dir: UserPath | None = option(
+        None, "Folder of the cache on the disk. none: ~/.cache/florence2ner/features."
+    )
+    feature_cache_max_gb: float = option(
+        50.0, "Largest size of the cache in GB; beyond it, images are encoded in every epoch.", ge=0
+    )
+    feature_cache_dtype: Literal["bf16", "fp32"] = option("bf16", "Precision of the cached features.")
+    encode_batch_size: int = option(16, "Images per batch when they are encoded for the cache.", ge=1)
+    process_timeout: int = option(600, "Seconds that a process waits for the others before it gives up.", ge=1)

@@ -1,0 +1,24 @@
+"""The guide: pages of Markdown beside this file, for the web and for the terminal (`florence2ner guide TOPIC`)."""
+
+from pathlib import Path
+
+from florence2ner.errors import UserError, did_you_mean
+
+_PAGES = Path(__file__).parent
+# In the order in which a newcomer would read them; a page that is not named here comes last.
+_ORDER = ("training", "resume", "evaluation", "captioning", "checkpoints", "scaling", "speed", "settings", "house")
+
+
+def topics() -> dict[str, str]:
+    """Each topic with what it is about, in a sentence."""
+    names = sorted((path.stem for path in _PAGES.glob("*.md")), key=lambda name: (*_ORDER, name).index(name))
+    return {name: read_page(name).splitlines()[2] for name in names}
+
+
+def read_page(topic: str) -> str:
+    """The Markdown of a page. Raises UserError for a topic that there is not."""
+    path = _PAGES / f"{topic}.md"
+    names = [page.stem for page in _PAGES.glob("*.md")]
+    if topic not in names:
+        raise UserError(f"the guide has no topic {topic!r}.{did_you_mean(topic, names)} florence2ner guide lists them")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,103 @@
+"""Captions: what a model writes about images."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import Florence2Processor
+
+from florence2ner.config.options import Decoding
+from florence2ner.model.answers import Flag, flag_problems
+from florence2ner.model.captioner import Captioner
+from florence2ner.model.inputs import Embeddings
+from florence2ner.model.search import search
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the model wrote for one image."""
+
+    text: str  # without special tokens
+    raw: str  # with them: <s>, </s>, <loc_12> ...
+    tokens: int  # up to and with </s>, which is forced upon the last where the limit comes first
+    limit: int
+
+    def flags(self, *, may_be_empty: bool = False) -> tuple[Flag, ...]:
+        """What looks wrong with it."""
+        flags = flag_problems(self.raw, new_tokens=self.tokens, limit=self.limit)
+        return tuple(flag for flag in flags if not (flag == "empty" and may_be_empty))
+
+
+@torch.no_grad()
+def generate(
+    captioner: Captioner, images: Embeddings, input_ids: Tensor, attention_mask: Tensor | None, decoding: Decoding
+) -> list[Generated]:
+    """A text for each of B images; prompts and their mask are (B, N).
+
+    `max_new_tokens` is cut to what the decoder's position table holds. n-gram blocking and the forced first and last
+    token are the checkpoint's own, unless `decoding` says otherwise. <image> can't be generated.
+    """
+    model, processor = captioner.model, captioner.processor
+    pad = model.config.text_config.pad_token_id
+    limit = min(decoding.max_new_tokens, model.config.text_config.max_position_embeddings - 1)
+    encoder = model.model.language_model.encoder
+    encoded = encoder(inputs_embeds=captioner.merge(images, input_ids), attention_mask=attention_mask)
+    settings = decoding.given()
+    bad_words = settings.pop("bad_words", ())
+    settings |= {
+        "max_new_tokens": limit,
+        "do_sample": decoding.temperature is not None,
+        "pad_token_id": pad,
+        "suppress_tokens": [model.config.image_token_id],
+        "bad_words_ids": _ids_of(processor, bad_words) if bad_words else None,
+    }
+    ids: Tensor = model.generate(
+        encoder_outputs=encoded,
+        attention_mask=attention_mask,
+        custom_generate=partial(search, encoded=encoded.last_hidden_state, encoded_mask=attention_mask),
+        **settings,
+    )
+    rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # the first is the decoder's start
+    texts = processor.batch_decode(rows, skip_special_tokens=True)
+    raws = processor.batch_decode(rows, skip_special_tokens=False)
+    return [
+        Generated(text.strip(), raw, tokens=len(row), limit=limit)
+        for text, raw, row in zip(texts, raws, rows, strict=True)
+    ]
+
+
+def second_try(first: Decoding) -> Decoding:
+    """Other settings for a text that went wrong: a search that punishes repeating and prefers to come to an end."""
+    return first.model_copy(
+        update={
+            "num_beams": max(first.num_beams, 3),
+            **dict.fromkeys(("temperature", "top_p", "top_k")),
+            "no_repeat_ngram_size": 3,
+            "repetition_penalty": 1.3,
+            "length_penalty": -1.0,
+        }
+    )
+
+
+def replace_flagged(
+    first: Sequence[Generated], again: Callable[[list[int]], Sequence[Generated]], *, may_be_empty: bool = False
+) -> list[Generated]:
+    """The texts, those that look wrong replaced by what `again(rows)` gives for them, where that looks better.
+
+    `again` may give nothing: the first ones stay.
+    """
+    texts = list(first)
+    doubtful = [row for row, text in enumerate(texts) if text.flags(may_be_empty=may_be_empty)]
+    for row, other in zip(doubtful, again(doubtful) if doubtful else (), strict=False):
+        if len(other.flags(may_be_empty=may_be_empty)) < len(texts[row].flags(may_be_empty=may_be_empty)):
+            texts[row] = other
+    return texts
+
+
+def _ids_of(processor: Florence2Processor, words: Sequence[str]) -> list[list[int]]:
+    """Token ids of each word, as it stands at the start of a text and inside it."""
+    spellings = [spelling for word in words for spelling in (word, f" {word}")]
+    ids: list[list[int]] = processor.tokenizer(spellings, add_special_tokens=False).input_ids
+    return ids

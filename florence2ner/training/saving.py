@@ -1,0 +1,51 @@
+"""The checkpoints of a run: what they hold is decided here, how they stay whole in `engine/checkpoint.py`."""
+
+from pathlib import Path
+
+from torch import nn
+
+from florence2ner.engine.checkpoint import Retention, TrainState, list_checkpoints, save_checkpoint
+from florence2ner.engine.collectives import check_same_weights
+from florence2ner.engine.runtime import SHARDED
+from florence2ner.model.captioner import Captioner
+from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.training.context import Context
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run, and knows the last one."""
+
+    def __init__(self, context: Context, captioner: Captioner, prepared: nn.Module, resumed_from: int | None) -> None:
+        """`prepared` is the captioner as Accelerate wrapped it; the step that was resumed from is never deleted."""
+        self._context = context
+        self._captioner = captioner
+        self._prepared = prepared
+        config = context.config
+        spared = () if resumed_from is None else (resumed_from,)
+        self._retention = Retention(config.save_total_limit, states=config.keep_states, spared=spared)
+        self.last = next(reversed(list_checkpoints(config.run_dir)), None)
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint of this step. Every process must call this."""
+        accelerator, config = self._context.accelerator, self._context.config
+        weights = None
+        if accelerator.distributed_type in SHARDED:  # where the tower is never offloaded
+            gathered = accelerator.get_state_dict(self._prepared)
+            weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
+        elif accelerator.num_processes > 1:
+            check_same_weights(accelerator, self._captioner)
+
+        def export(directory: Path) -> None:
+            model, processor = self._captioner.model, self._captioner.processor
+            save_model(model, processor, directory, layout=config.export_layout, weights=weights)
+
+        with self._captioner.as_loaded():
+            self.last = save_checkpoint(
+                accelerator,
+                config.run_dir,
+                state,
+                export,
+                retention=self._retention,
+                with_weights=config.export_layout != "native",
+            )
+        return self.last

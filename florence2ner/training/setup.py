@@ -1,0 +1,119 @@
+"""The parts of a training run, each made by one call; `train.py` calls them in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from florence2ner.config.commands import TrainConfig
+from florence2ner.data.batch import FeatureSource
+from florence2ner.data.loader import TrainLoader
+from florence2ner.data.order import ShuffledOrder
+from florence2ner.data.samples import Sample
+from florence2ner.data.split import Split, drop_overlong
+from florence2ner.engine.checkpoint import load_accelerator_state
+from florence2ner.engine.runtime import SHARDED, autocast_dtype
+from florence2ner.model.build import Frozen, load_captioner
+from florence2ner.model.captioner import Captioner
+from florence2ner.optim.optimizers import build_optimizer
+from florence2ner.optim.schedules import build_schedule
+from florence2ner.training.context import Context
+from florence2ner.training.run_folder import Start, count_updates
+from florence2ner.training.step import UpdateStep, token_losses
+
+
+def build_model(context: Context, start: Start) -> Captioner:
+    """The model that is trained, with what the settings freeze frozen."""
+    config, accelerator = context.config, context.accelerator
+    sharded = accelerator.distributed_type in SHARDED  # and wants all weights of one type
+    return load_captioner(
+        start.model_name,
+        attn_implementation=config.attn_implementation,
+        device=accelerator.device,
+        frozen=Frozen(vision=config.freeze_vision, language=config.freeze_language, other=config.freeze_other),
+        dtype=None if sharded else autocast_dtype(accelerator),
+        gradient_checkpointing=config.gradient_checkpointing,
+        compiled=config.compile,
+    )
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The samples whose captions the model can write, and the order in which they are taken."""
+
+    split: Split
+    order: ShuffledOrder
+    total_steps: int
+    longest: int  # tokens of a caption that the model can write
+
+    def drawn(self) -> list[Sample]:
+        """The samples that the run will see, in the order of its first epoch; then those held out."""
+        first = self.order.order(0)[: self.total_steps * self.order.global_batch]
+        return [*(self.split.train[i] for i in first), *self.split.eval]
+
+
+def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, processes: int) -> TrainData:
+    """What is trained on. Raises UserError where every caption is too long for the model."""
+    tokenizer = captioner.processor.tokenizer
+
+    def count_tokens(captions: Sequence[str]) -> Sequence[int]:
+        lengths: Sequence[int] = tokenizer(captions, return_length=True).length
+        return lengths
+
+    longest = captioner.longest_caption
+    fitting = drop_overlong(split, count_tokens, longest)
+    lengths = tuple(count_tokens([s.caption for s in fitting.train])) if config.group_by_length else None
+    order = build_order(config, fitting.train, processes=processes, lengths=lengths)
+    return TrainData(fitting, order, count_updates(config, order), longest)
+
+
+def build_order(
+    config: TrainConfig, samples: Sequence[Sample], *, processes: int, lengths: tuple[int, ...] | None = None
+) -> ShuffledOrder:
+    """The order in which the run takes the samples."""
+    return ShuffledOrder(
+        samples,
+        config.train_batch_size,
+        config.gradient_accumulation_steps,
+        processes,
+        config.seed,
+        lengths,
+    )
+
+
+def build_step(context: Context, captioner: Captioner, start: Start, total_steps: int) -> UpdateStep:
+    """Optimizer and schedule, prepared and brought to where the run starts. `captioner` is in its final form."""
+    config, accelerator = context.config, context.accelerator
+    optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
+    if start.checkpoint:
+        wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        with captioner.as_loaded():
+            load_accelerator_state(accelerator, start.checkpoint)
+        for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):  # what this command says counts
+            group |= {"initial_lr": lr, "weight_decay": decay}
+    schedule = build_schedule(
+        optimizer,
+        warmup_steps=config.warmup_steps,
+        total_steps=total_steps,
+        restarts=config.restarts,
+        step=start.state.step,
+    )
+    return UpdateStep(
+        accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=config.clip_grad_norm
+    )
+
+
+def build_loader(
+    context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None, *, first: int
+) -> TrainLoader:
+    """The windows of this process from update `first` to the end of the run."""
+    return TrainLoader(
+        data.split.train,
+        captioner.processor,
+        data.order,
+        process=context.accelerator.process_index,
+        first=first,
+        end=data.total_steps,
+        workers=context.workers,
+        features=features,
+        depth=context.config.gradient_accumulation_steps,
+    )

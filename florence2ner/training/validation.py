@@ -1,0 +1,97 @@
+"""Evaluations on the held-out samples while a run goes on: which was the best, and when patience is over."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from florence2ner.data.batch import FeatureSource
+from florence2ner.data.images import ImageError, load_image
+from florence2ner.data.samples import Sample
+from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.tracking import has_tables, log_captions
+from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
+from florence2ner.metrics import is_better
+from florence2ner.model.captioner import Captioner
+from florence2ner.training.context import Context
+from florence2ner.training.timetable import Timetable
+
+_SHOWN = 2  # captions said beside the truth
+_THUMBNAIL = (192, 192)  # pixels, of the pictures in the table of captions
+
+
+class Validation:
+    """Evaluates, and keeps in `state` what was the best."""
+
+    def __init__(
+        self,
+        context: Context,
+        state: TrainState,
+        timetable: Timetable,
+        captioner: Captioner,
+        samples: tuple[Sample, ...],
+        features: FeatureSource | None,
+    ) -> None:
+        self._context = context
+        self._state = state
+        self._timetable = timetable
+        self._captioner = captioner
+        self._samples = samples
+        self._features = features
+
+    def evaluate(self, give_up: Callable[[], bool]) -> None:
+        """Loss on the held-out samples, and captions of the first batch beside the truth.
+
+        `give_up` cuts it short, in all processes; it then stays due. Leaves the captioner in evaluation mode.
+        """
+        config, accelerator, display = self._context.config, self._context.accelerator, self._context.display
+        if not self._samples:
+            self._state.evaluation_due = False
+            return
+        result = evaluate_samples(
+            accelerator,
+            display,
+            self._captioner,
+            self._samples,
+            generation=config,
+            batch_size=config.eval_batch_size,
+            workers=self._context.workers,
+            captions=config.eval_batch_size,
+            features=self._features,
+            give_up=give_up,
+        )
+        if result is None:
+            return
+        step = self._state.step
+        self._state.evaluation_due = False
+        accelerator.log(result.figures(), step=step)
+        display.say(f"step {step}: eval loss {result.loss:.4f}, perplexity {result.perplexity:.3f}")
+        for row in result.captions[:_SHOWN]:
+            display.say(f"  truth      {row.reference}\n  prediction {row.prediction}")
+        if accelerator.is_main_process and has_tables(accelerator):
+            self._log_table(result)
+        value = result.figures().get(config.metric_for_best)
+        if step and value is not None:
+            self._note_best(value)
+
+    def is_patience_over(self) -> bool:
+        """Whether so many evaluations brought nothing better that the run is to end."""
+        patience = self._context.config.early_stopping_patience
+        return patience is not None and self._state.evaluations_since_best >= patience
+
+    def _note_best(self, value: float) -> None:
+        state, metric = self._state, self._context.config.metric_for_best
+        if is_better(metric, value, state.best_value):
+            state.evaluations_since_best, state.best_value = 0, value
+        else:
+            state.evaluations_since_best += 1
+        if self._timetable.is_save_due(state.step) and is_better(metric, value, state.best_saved_value):
+            state.best_step, state.best_saved_value = state.step, value
+
+    def _log_table(self, result: Evaluation) -> None:
+        images = {sample.image.key: sample.image for sample in self._samples}
+        rows = []
+        for row in result.captions:
+            with suppress(ImageError):  # deleted since it was evaluated
+                thumbnail = load_image(images[row.image])
+                thumbnail.thumbnail(_THUMBNAIL)
+                rows.append((row.reference, row.prediction, thumbnail))
+        log_captions(self._context.accelerator, rows, step=self._state.step)
