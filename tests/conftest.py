@@ -25,6 +25,10 @@ os.environ.update(
 os.environ["ACCELERATE_MIXED_PRECISION"] = "no"  # what `auto` is to mean, whatever processor the tests run on
 os.environ.update({"PYTHONPATH": str(ROOT), "COLUMNS": "200"})  # of all processes that tests start
 
+# What is announced to go away ends a command that a test starts, whichever package announces it.
+_ERRORS = ("FutureWarning", "DeprecationWarning", "PendingDeprecationWarning")
+os.environ["PYTHONWARNINGS"] = ",".join(f"error::{category}" for category in _ERRORS)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test per core: threads would only get in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -1,5 +1,6 @@
 """The command line: one line for bad input, and help at once."""
 
+import re
 import resource
 from pathlib import Path
 
@@ -83,3 +84,44 @@ def test_train_help_shows_every_setting(command: Start) -> None:
     for name in TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}" in shown, name
     assert "--no-freeze-vision" in shown
+
+
+OWN_LINES = {
+    "train": (
+        r"encoding \d+ of \d+ images, once for all",
+        r"Weights & Biases runs offline \(.*\); upload later with: wandb sync .*",
+        r"training [\d,]+ of [\d,]+ parameters .*",
+        r"step \d: eval loss [\d.]+, perplexity [\d.]+",
+        r"  truth      .*",
+        r"  prediction .*",
+        r"done: .*step-2",
+    ),
+    "eval": (r"note: \d+ of these \d+ images were trained on; .*",),
+    "caption": (
+        r"\d+ captioned, 0 kept, 0 failed \(.* images/s\)",
+        r"\d+ captions look wrong even after a second try:",
+        r"  .*png: [a-z_, ]+",
+        r"  and \d+ more",
+    ),
+}
+
+
+@pytest.mark.slow
+def test_nothing_but_our_own_lines_reaches_the_user(cold_start: ColdStart, shapes: Path, tiny_model: Path) -> None:
+    """As a user starts them, with trackers that talk; a warning that announces something's end would end the command."""
+    quick = ("--max-new-tokens", 4, "--num-beams", 1)
+    run = ("--train-batch-size", 4, "--gradient-accumulation-steps", 2, "--max-steps", 2, "--warmup-steps", 0)
+    logs = ("--log-with", "wandb", "--log-with", "tensorboard", "--feature-cache-dir", "features")
+    model = ("--model-name", "checkpoints/run/latest")
+    commands = {
+        "train": ("--dataset-path", shapes, "--model-name", tiny_model, "--run-name", "run", *run, *logs, *quick),
+        "eval": ("--dataset-path", shapes, *model, *quick),
+        "caption": (shapes, *model, *quick, "--output-dir", "captions"),
+    }
+    for name, flags in commands.items():
+        started = cold_start("-m", "florence2ner", name, *flags, before=("env", "-u", "WANDB_SILENT"))
+        _, errors = started.communicate(timeout=240)
+        assert started.returncode == 0, errors
+        for line in errors.splitlines():
+            assert any(re.fullmatch(pattern, line) for pattern in OWN_LINES[name]), f"{name}: {line}"
+        assert errors

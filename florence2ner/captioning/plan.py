@@ -8,6 +8,7 @@ from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import ALL_EXTENSIONS
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
+from florence2ner.files import check_writable
 from florence2ner.model.tasks import find_task, prompt_of
 from florence2ner.outputs.answers import Output, Question
 from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
@@ -46,6 +47,7 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
     output.look(images)
     chosen = images if only is None else only
     todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
+    _check_places(config, {image.parent for image, _ in todo})
     return CaptionPlan(todo, kept=len(chosen) - len(todo), output=output)
 
 
@@ -81,6 +83,20 @@ def text_style(config: CaptionConfig) -> TextStyle:
         single_line=config.single_line,
         template=config.template,
     )
+
+
+def _check_places(config: CaptionConfig, folders: set[Path]) -> None:
+    """Raise UserError where captions of images in `folders`, or failures, can't be written."""
+    if config.failures:
+        check_writable(config.failures.parent, "choose another --failures")
+    if config.output is None and config.output_dir is None:
+        for folder in folders:
+            check_writable(folder, "write elsewhere with --output-dir or --output")
+    elif config.output_dir:
+        check_writable(config.output_dir, "choose another --output-dir")
+    elif str(config.output) != STANDARD_OUTPUT:
+        assert config.output is not None
+        check_writable(config.output.parent, "choose another --output")
 
 
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:

@@ -77,6 +77,13 @@ class OutputOptions(Config):
             raise ValueError("must end in .jsonl, .csv or .json, or be - for standard output")
         return value
 
+    @field_validator("failures")
+    @classmethod
+    def _failures_is_a_file(cls, value: Path | None) -> Path | None:
+        if value and value.is_dir():
+            raise ValueError(f"{value} is a folder; name a file, such as failures.jsonl")
+        return value
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.output is not None:

@@ -83,6 +83,7 @@ def start_trackers(
     """
     options: dict[str, Any] = {}
     if LoggerType.WANDB in accelerator.log_with:
+        os.environ.setdefault("WANDB_SILENT", "true")  # before wandb is imported; what matters of it, we say ourselves
         options["wandb"] = {"dir": str(run_dir), "name": run_dir.name, "id": tracker_id}
         if reason := _why_wandb_is_offline():
             options["wandb"]["mode"] = "offline"
@@ -91,11 +92,13 @@ def start_trackers(
             )
         else:
             options["wandb"]["resume"] = "allow"
-        os.environ.setdefault("WANDB_SILENT", "true")
     values = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
     }
     accelerator.init_trackers(project, values, options)
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb" and accelerator.is_main_process and tracker.tracker.url:
+            display.say(f"Weights & Biases: {tracker.tracker.url}")
 
 
 def has_tables(accelerator: Accelerator) -> bool:

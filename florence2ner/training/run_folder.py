@@ -80,7 +80,7 @@ def check_batch(start: Start, order: DataOrder, *, processes: int) -> list[str]:
     return []
 
 
-def check_warmup(config: TrainConfig, total_steps: int) -> str | None:
+def check_warmup(config: TrainConfig, start: Start, total_steps: int) -> str | None:
     """A warning where the warmup outlasts the run. Raises UserError where it was asked for in a run that is new."""
     if config.warmup_steps < total_steps:
         return None
@@ -88,7 +88,7 @@ def check_warmup(config: TrainConfig, total_steps: int) -> str | None:
         f"the learning rate never reaches {config.learning_rate:g}: warmup_steps {config.warmup_steps} is not "
         f"below the run's {total_steps} updates; lower warmup_steps or gradient_accumulation_steps, or train longer"
     )
-    if "warmup_steps" in config.model_fields_set and config.resume is None:
+    if "warmup_steps" in config.model_fields_set and start.checkpoint is None:
         raise UserError(message)
     return message
 

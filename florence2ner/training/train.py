@@ -59,7 +59,7 @@ def train(config: TrainConfig) -> Path:
             context.display.say(reason)
             assert start.checkpoint is not None
             return start.checkpoint
-        warmup = check_warmup(config, data.total_steps)
+        warmup = check_warmup(config, start, data.total_steps)
         features = fill_cache(context, captioner, data.drawn(), stack)
         step = build_step(context, captioner, start, data.total_steps)
         loader = build_loader(context, captioner, data, features, first=start.state.step)
@@ -177,7 +177,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     processes = accelerator.num_processes
     order = build_order(config, start.split.train, processes=processes)
     notes = start.notes + check_batch(start, order, processes=processes)
-    check_warmup(config, count_updates(config, order))
+    check_warmup(config, start, count_updates(config, order))
     for note in notes:
         display.say(note)
     start.state.processes, start.state.global_batch = processes, order.global_batch

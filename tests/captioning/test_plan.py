@@ -1,14 +1,15 @@
 """What is to be captioned, decided without a model: tasks that go together, and mistakes that are one line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from florence2ner.errors import UserError
+from florence2ner import CaptionConfig, UserError, caption
 from tests.conftest import ROOT, Caption
-from tests.support import plan
+from tests.support import files_in, plan
 
 
 def test_planning_needs_no_torch() -> None:
@@ -36,3 +37,27 @@ def test_boxes_do_not_replace_what_is_to_be_extended(tmp_path: Path, existing: s
 def test_mistakes_are_one_line_each(run: Caption, flags: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(**flags)
+
+
+@pytest.mark.parametrize("flag", ["output", "output_dir", "failures"])
+def test_places_that_cannot_be_written_to_are_refused_before_the_model_is_looked_for(
+    images: Path, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    place = tmp_path / "file" / "out" / ("" if flag == "output_dir" else "x.jsonl")
+    before = files_in(tmp_path)
+    with pytest.raises(UserError, match=f"can't make the folder .*choose another --{flag.replace('_', '-')}"):
+        caption(CaptionConfig(paths=(images,), model_name="nowhere", **{flag: place}))
+    assert files_in(tmp_path) == before
+
+
+def test_folders_that_cannot_be_written_to_are_refused_before_the_model_is_looked_for(images: Path) -> None:
+    """Root may write anywhere: without its powers, in a process of its own."""
+    os.chmod(images / "sub", 0o555)
+    code = "from florence2ner.cli import main; main()"
+    powers = "--bounding-set=-dac_override,-dac_read_search"
+    command = ["setpriv", powers, sys.executable, "-c", code, "caption", str(images), "--model-name", "nowhere"]
+    done = subprocess.run(command if os.geteuid() == 0 else command[2:], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    said = f"error: can't write to {images}/sub (no permission): write elsewhere with --output-dir or --output"
+    assert done.stderr.splitlines() == [said]

@@ -1,14 +1,19 @@
-"""The evaluation's loss against a plain loop's."""
+"""The evaluation: its loss against a plain loop's, its captions as they are made, its output whole or of before."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from florence2ner import EvalConfig, evaluate
+from florence2ner import EvalConfig, UserError, evaluate
 from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.demo import draw_dataset
+from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
+from tests.conftest import Caption
 
 
 def test_eval_loss_is_the_mean_over_tokens_that_a_plain_loop_gives(shapes: Path, tiny_model: Path) -> None:
@@ -25,3 +30,67 @@ def test_eval_loss_is_the_mean_over_tokens_that_a_plain_loop_gives(shapes: Path,
     )
     assert result.tokens == tokens
     assert result.loss == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_looked_for(
+    shapes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"can't make the folder .*file/out .*choose another --output"):
+        evaluate(EvalConfig(model_name="nowhere", dataset_path=shapes, output=tmp_path / "file" / "out" / "r.json"))
+    with pytest.raises(ValueError, match=r"is a folder; name a file, such as results\.json"):
+        EvalConfig(dataset_path=shapes, output=tmp_path)
+
+
+def test_an_output_stays_as_it_is_until_the_new_one_is_whole(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "results.json"
+    draw_dataset(data, 2, seed=1)
+    output.write_text("of before")
+    seen: list[str] = []
+    loss = Captioner.forward
+
+    def look(*args: Any) -> Any:
+        seen.append(output.read_text())
+        return loss(*args)
+
+    monkeypatch.setattr(Captioner, "forward", look)
+    config = EvalConfig(model_name=str(tiny_model), dataset_path=data, output=output, num_beams=1, max_new_tokens=2)
+    result = evaluate(config)
+    assert seen == ["of before"]
+    assert json.loads(output.read_text())["loss"] == result.loss
+
+    output.write_text("of before")
+    for image in data.glob("*.png"):
+        image.write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the images to evaluate on can be read"):
+        evaluate(config)
+    assert output.read_text() == "of before"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"num_beams": 1, "max_new_tokens": 12},
+        {"num_beams": 3, "max_new_tokens": 20, "length_penalty": -1.0, "no_repeat_ngram_size": 2},
+        {"num_beams": 2, "max_new_tokens": 12, "bad_words": ("a", "large")},
+        {"num_beams": 1, "max_new_tokens": 3},  # cut off: asked once more
+        {"num_beams": 1, "max_new_tokens": 3, "retry": False},
+    ],
+    ids=str,
+)
+def test_a_caption_is_evaluated_as_it_is_made(
+    trained_model: Path, images: Path, run: Caption, decoding: dict[str, Any]
+) -> None:
+    run(**{"retry": True, "num_beams": 3} | decoding)
+    made = {
+        path.with_suffix(".png").relative_to(images).as_posix(): path.read_text().strip()
+        for path in images.rglob("*.txt")
+    }
+    assert len({*made.values()}) > 1 or decoding["max_new_tokens"] < 5
+    config = EvalConfig(model_name=str(trained_model), dataset_path=images, batch_size=2, show=0, **decoding)
+    result = evaluate(config)
+    assert {row.image: row.prediction for row in result.captions} == made
+    assert result.exact_match == 1, "the truth is what the model wrote"

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2ner import UserError, train
+from florence2ner import TrainConfig, UserError, train
 from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.errors import Interrupted
 from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import ColdStart, MakeConfig, Start
-from tests.support import finish, history, relative_differences, weights, write
+from tests.support import files_in, finish, history, relative_differences, weights, write
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +219,93 @@ def test_the_original_layout_resumes_with_another_number_of_processes(
     runs = (config.run_dir, config.output_dir / "other")
     one, other = (load_file(next((run / "step-3").glob("*.safetensors"))) for run in runs)
     assert max(relative_differences(one, other).values()) < 1e-4
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model or opening an image fails the test."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("florence2ner.model.build.load_model", refuse)
+    monkeypatch.setattr("florence2ner.data.samples.ImageRef.open", refuse)
+
+
+@pytest.fixture
+def stopped(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """The settings of a run with a checkpoint after its first update, of two."""
+    config = make_config(max_steps=1, eval_steps=None, run_name="stopped")
+    train(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": None}, r"already has checkpoints: add --resume latest to go on from step-1"),
+        ({"train_batch_size": 2}, r"takes 8 images per update, this command 4: choose train_batch_size x"),
+        ({"seed": 1}, r"the run has seed 42, this command 1: it can't change on the way"),
+        ({"freeze_vision": False}, r"the run has freeze_vision True, this command False"),
+        ({"mixed_precision": "bf16"}, r"the run has mixed_precision auto, this command bf16"),
+        ({"run_name": "fork", "resume": "nowhere"}, r"can't resume from .*nowhere: it does not exist"),
+        ({"run_name": "new", "output_dir": "FILE"}, r"can't make the folder .*choose another --output-dir"),
+        ({"run_name": "new", "feature_cache": "disk", "feature_cache_dir": "FILE"}, r"choose another --feature-cache-"),
+        (
+            {"run_name": "new", "warmup_steps": 2},
+            r"never reaches 0.001: warmup_steps 2 is not below the run's 2 updates",
+        ),
+        ({"run_name": "new", "log_with": ("tensorboard",)}, r"needs its package: pip install tensorboard"),
+        ({"run_name": "new", "eval_split_ratio": 0.99}, r"leaves nothing to train on"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_end_well_is_refused_before_any_work(
+    make_config: MakeConfig,
+    stopped: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    no_work: None,
+    tmp_path: Path,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    (tmp_path / "FILE").write_text("no folder")
+    changes = {key: tmp_path / "FILE" / "x" if value == "FILE" else value for key, value in changes.items()}
+    monkeypatch.setattr("florence2ner.engine.tracking.find_spec", lambda name: None)
+    before = files_in(tmp_path)
+    with pytest.raises(UserError, match=message):
+        train(make_config(**{"max_steps": 2, "run_name": "stopped", "resume": "latest"} | changes))
+    assert files_in(tmp_path) == before
+
+
+def test_a_warmup_that_nobody_asked_for_is_only_named(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default is for long runs."""
+    given = make_config(max_steps=1, eval_steps=None)
+    config = TrainConfig(**given.model_dump(exclude={"warmup_steps"}))
+    train(config)
+    assert "warning: the learning rate never reaches 0.001: warmup_steps 50 is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "split.json",
+            "[]",
+            r"split.json doesn't hold the split of a run, or that of another version: start a new run",
+        ),
+        ("split.json", '{"train": []}', r"split.json doesn't hold the split of a run"),
+        ("step-1/state/train_state.json", '{"updates": 3}', r"train_state.json is damaged, or of another version"),
+        ("step-1/state/train_state.json", "{", r"train_state.json is damaged, or of another version"),
+        ("config.yaml", "learning_rate: 1\n", r"config.yaml doesn't say seed: it is damaged, or of another version"),
+    ],
+)
+def test_files_of_another_version_are_one_line(
+    make_config: MakeConfig, stopped: TrainConfig, no_work: None, file: str, text: str, message: str
+) -> None:
+    (stopped.run_dir / file).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        train(make_config(max_steps=2, eval_steps=None, run_name="stopped", resume="latest"))
+    assert "\n" not in str(error.value)
