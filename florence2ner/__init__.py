@@ -1,6 +1,6 @@
 """Fine-tune Microsoft's Florence-2 as an image captioner, measure it, and caption folders with it.
 
-The public names below load on first use (PEP 562): importing the package does not import torch.
+The public names are imported on first use (PEP 562), so that importing the package does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m florence2ner`, and what `accelerate launch -m florence2ner` starts on every process."""
+"""Entry point of `python -m florence2ner`; `accelerate launch -m florence2ner` runs it in every process."""
 
 from florence2ner.cli import main
 

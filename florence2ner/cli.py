@@ -1,6 +1,7 @@
-"""The commands. The only file that knows Typer; it imports no torch, so that `--help` answers at once.
+"""The command line. The only file that uses Typer; it imports no torch, so that `--help` answers at once.
 
-Each command's flags are made from the fields of its config model: name, type, default, help text and panel.
+The flags of train, eval and caption are made from the fields of their config models: name, type, default, help text
+and panel.
 """
 
 import inspect
@@ -25,14 +26,14 @@ app = typer.Typer(
     help="Fine-tune Florence-2 as an image captioner, measure it, and caption folders with it.",
 )
 
-_NONE = object()  # what `--flag none` parses to: None itself means that the flag was not given
+_NONE = object()  # what `--flag none` parses to; None means that the flag was not given
 
 
 def main() -> None:
-    """Entry point.
+    """Entry point: run the command of `sys.argv` and exit.
 
     Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 3 some images could not be captioned,
-    130 and 143 interrupted by SIGINT and SIGTERM.
+    130 interrupted by SIGINT, 141 the reader of standard output went away, 143 interrupted by SIGTERM.
     """
     try:
         sys.exit(app(standalone_mode=False))
@@ -41,10 +42,10 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
-        if not launcher.is_main():  # all processes have agreed to stop: the main one says so
+        if not launcher.is_main():  # all processes stop together: only the main one prints it
             sys.exit(128 + error.signal)
         _fail(str(error), code=128 + error.signal)
-    except BrokenPipeError:  # the reader of standard output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)
     except (KeyboardInterrupt, typer.Abort):
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def _leave_processes() -> None:
-    """Close the connections to the other processes, if there are any."""
+    """Destroy the process group, if there is one. Torch is imported only then."""
     if launcher.processes() > 1:
         from florence2ner.engine.collectives import destroy_process_group
 
@@ -62,9 +63,8 @@ def _leave_processes() -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     first = launcher.local_rank() == 0
-    if (
-        first or "torch" in sys.modules
-    ):  # a mistake in the settings is the same in all processes: once a machine will do
+    # Before torch is imported, only settings and files are read: all processes fail alike, one per machine reports it.
+    if first or "torch" in sys.modules:
         process = "" if first else f" (process {launcher.rank()})"
         print(f"error: {' '.join(message.split())}{process}", file=sys.stderr)
     sys.exit(code)
@@ -83,7 +83,7 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., int 
                 raise typer.Exit(exit_code)
 
         parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
-        # Typer reads the signature and the annotations of the function that it is given.
+        # Typer reads signature and annotations, and takes the docstring as the help text.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         command.__doc__ = run.__doc__
@@ -93,7 +93,7 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., int 
 
 
 def _settings_of_run(resume: str | None) -> Path | None:
-    """The saved settings of the run that `--resume PATH` goes on with."""
+    """The settings file of the run that the checkpoint `resume` belongs to; None without a path or such a file."""
     if resume is None or resume == "latest":
         return None
     saved = Path(resume).resolve().parent / SETTINGS_FILE
@@ -106,7 +106,7 @@ def _config_file_parameter() -> inspect.Parameter:
 
 
 def _parameter(config: type[Config], name: str) -> inspect.Parameter:
-    """The command-line parameter of one field. Its default is always None, for "not given"."""
+    """The command-line parameter of the field `name`. Its default is always None, which means "not given"."""
     field = config.model_fields[name]
     types = get_args(field.annotation) if NoneType in get_args(field.annotation) else (field.annotation,)
     optional = NoneType in types
@@ -130,12 +130,12 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def _number_or_none(text: str) -> Any:
-    """The text itself: the config model checks it and knows the limits."""
+    """`_NONE` for "none" or "null", else the text unparsed: the config model checks number and limits."""
     return _NONE if text.lower() in {"none", "null"} else text
 
 
 def _shown(default: Any) -> str | bool:
-    """How `--help` shows a default; False for none."""
+    """A default as `--help` shows it, for Typer's `show_default`; False shows none."""
     if isinstance(default, tuple):
         return ", ".join(default) or False
     if isinstance(default, bool):

@@ -1,4 +1,4 @@
-"""The whole tool on one page: draw a captioned dataset, make a tiny Florence-2, train, evaluate and caption."""
+"""The demo: draw a captioned dataset, make a tiny Florence-2, train it, evaluate it and caption new images."""
 
 import json
 import math
@@ -26,8 +26,8 @@ COLOURS = {
     "yellow": "#f2d31b",
     "black": "#111111",
 }
-FORMS = {"triangle": 3, "square": 4, "star": 10, "circle": 0}  # corners
-PLACES = {
+FORMS = {"triangle": 3, "square": 4, "star": 10, "circle": 0}  # number of corners
+PLACES = {  # x and y of the centre, from 0 (left, top) to 1
     "in the top left corner": (0, 0),
     "in the top right corner": (1, 0),
     "in the bottom left corner": (0, 1),
@@ -35,13 +35,13 @@ PLACES = {
     "in the middle": (0.5, 0.5),
 }
 TRAIN_IMAGES, EVAL_IMAGES, SHOWN = 1024, 128, 12
-GOOD_ENOUGH = 0.7  # share of unseen captions that must be exactly right
+GOOD_ENOUGH = 0.7  # share of captions of held-out images that must be exactly right
 
 
 def demo(directory: Path) -> None:
     """Run the demo in a new folder `directory`, which stays for the user to look at.
 
-    Raises UserError when the folder exists, and when fewer than 70% of the unseen captions are exactly right.
+    Raises UserError when the folder exists, and when fewer than 70% of the held-out images get exactly their caption.
     """
     if directory.exists():
         raise UserError(f"{directory} exists already: delete it or name another folder")
@@ -94,7 +94,7 @@ def demo(directory: Path) -> None:
 
 
 def draw_dataset(directory: Path, count: int, *, seed: int, captions: bool = True) -> None:
-    """Draw `count` pictures of one shape each: `<n>.png` with `<n>.txt`, or all captions in truth.json instead."""
+    """Draw `count` pictures of one shape each, with a .txt for each caption; without `captions`, one truth.json."""
     directory.mkdir(parents=True)
     rng = random.Random(seed)
     truth = {}
@@ -110,7 +110,7 @@ def draw_dataset(directory: Path, count: int, *, seed: int, captions: bool = Tru
 
 
 def draw_shape(rng: random.Random) -> tuple[Image.Image, str]:
-    """A picture of one shape and its caption, such as "a small red star in the top left corner"."""
+    """A random picture of one shape, and its caption, such as "a small red star in the top left corner"."""
     size, colour, form, place = (rng.choice(list(options)) for options in (SIZES, COLOURS, FORMS, PLACES))
     radius = SIZES[size]
     grey = rng.randint(190, 255)
@@ -126,8 +126,8 @@ def draw_shape(rng: random.Random) -> tuple[Image.Image, str]:
 
 
 def _corners(x: float, y: float, radius: float, corners: int) -> list[tuple[float, float]]:
-    """Corners of a regular polygon; of ten, every second one is drawn in, which makes a star of five points."""
-    turn = math.pi / 4 if corners == 4 else math.pi / 2  # a square stands on its side, the others on their base
+    """Corners of a regular polygon. With ten, every second one lies closer to the centre: a five-pointed star."""
+    turn = math.pi / 4 if corners == 4 else math.pi / 2  # a square rests on a side, the others point upwards
     points = []
     for corner in range(corners):
         reach = radius * (0.45 if corners == 10 and corner % 2 else 1)

@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: lines and one progress bar, from the main process only, on stderr."""
+"""What the user sees during a run, on stderr: lines and a progress bar of the main process, warnings of all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,23 +9,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal can show escaped: the bytes of a file name that are not UTF-8."""
+    """The text with lone surrogates escaped: Python has them for bytes of a file name that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Bar:
-    """A progress bar with figures beside it; it stays silent when stderr is not a terminal."""
+    """A progress bar with figures beside it. Nothing is drawn when stderr is not a terminal."""
 
     def __init__(self, progress: Progress, total: int, completed: int) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=total, completed=completed, figures="")
 
     def advance(self, count: int = 1, **figures: str) -> None:
-        """Move on by `count`; `figures` replace those shown (name and value)."""
+        """Move on by `count`; `figures` (name and value), if any, replace those shown."""
         self._progress.update(self._task, advance=count, **_shown(figures))
 
     def reach(self, completed: int, **figures: str) -> None:
-        """Move to `completed`."""
+        """Move to `completed` units; `figures` as in `advance`."""
         self._progress.update(self._task, completed=completed, **_shown(figures))
 
 
@@ -34,24 +34,24 @@ def _shown(figures: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Display:
-    """Lines and bars of the main process; from the others nothing but warnings."""
+    """Prints lines and bars from the main process, and warnings from every process."""
 
     def __init__(self, *, is_main: bool) -> None:
         self._console = Console(stderr=True, quiet=not is_main, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
-        """Print one line, above the bar if there is one."""
+        """Print one line, above the bar if there is one. Does nothing in processes other than the main one."""
         self._console.print(printable(message), markup=False)
 
     def warn(self, message: str) -> None:
-        """Print one line from whichever process this is."""
+        """Print one line, in every process that calls this."""
         quiet, self._console.quiet = self._console.quiet, False
         self._console.print(printable(f"warning: {message}"), markup=False)
         self._console.quiet = quiet
 
     @contextmanager
     def bar(self, what: str, *, total: int, completed: int = 0) -> Iterator[Bar]:
-        """A bar over `total` units that shows rate, elapsed and remaining time, and figures."""
+        """A context manager with a bar over `total` units, which shows elapsed and remaining time, and figures."""
         columns: tuple[Any, ...] = (
             TextColumn(what),
             BarColumn(),
@@ -66,6 +66,6 @@ class Display:
 
 
 def name_some(names: Sequence[object], limit: int = 3) -> str:
-    """The first of some names, and how many more there are."""
+    """The first `limit` names, and how many more there are: "a, b, c and 5 more"."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more

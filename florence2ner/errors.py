@@ -1,15 +1,15 @@
-"""The exceptions that end a command without a traceback: `cli.py` shows each as a single line."""
+"""The exceptions that end a command without a traceback: `cli.py` prints each as one line."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message is one line that names the thing and the fix; exit code 2."""
+    """A mistake that the user can mend. The message is one line that says what is wrong and what to do; exit code 2."""
 
 
 class Interrupted(Exception):
-    """A run that stopped at a signal, with everything saved. Exit code 128 + `signal`."""
+    """A run was stopped by a signal, after everything was saved. Exit code 128 + `signal`."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one, and so that no text of the user's is lost."""
+"""Writing files: atomically, with locks between processes, and with backups of what the user had."""
 
 import hashlib
 import os
@@ -14,15 +14,16 @@ from filelock import FileLock
 from florence2ner.errors import UserError
 
 _UNFINISHED = ".unfinished"
-_STALE = 60.0  # seconds: a write takes milliseconds, so what is older was left behind by a kill
+_STALE = 60.0  # seconds; a write takes milliseconds, so an older temporary file was left by a process that was killed
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file under a temporary name and rename it: nobody ever sees half of it.
+    """Write a UTF-8 text file under a temporary name and rename it, so that no reader sees a part of it.
 
-    Raises UserError where the folder can't be written to or the disk is full.
+    Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
     """
-    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()  # the name itself may be as long as can be
+    # A hash, since the file's own name with a suffix could be longer than the file system allows.
+    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     unfinished = path.with_name(f".{key}.{os.getpid()}{_UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path, fix: str) -> None:
-    """Raise UserError, which ends with `fix`, where nothing can be written to a folder, or it can't be made."""
+    """Raise UserError, with `fix` at the end of its message, where `folder` can't be written to or can't be made."""
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise UserError(f"can't make the folder {folder} ({existing} is no folder): {fix}")
@@ -47,7 +48,7 @@ def check_writable(folder: Path, fix: str) -> None:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Remove what killed runs left half-written in a folder."""
+    """Remove temporary files of `write_text` that processes left in a folder when they were killed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED):
@@ -57,11 +58,14 @@ def sweep_unfinished(folder: Path) -> None:
 
 
 def back_up(path: Path) -> Path:
-    """Keep what `path` holds now as `<name>.bak`, or `.bak2` and so on where there is one. Returns the copy's path."""
+    """Keep the content of `path` as `<name>.bak`, or `.bak2`, `.bak3` ... where that is taken. Returns the copy's path.
+
+    Raises UserError where the copy can't be written.
+    """
     for number in count(1):
         copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
         try:
-            os.link(path, copy)  # as fast as a rename, and `path` is later replaced, never written into
+            os.link(path, copy)  # no bytes are copied; safe, as `path` is replaced or deleted later, not written into
         except FileExistsError:
             continue
         except OSError:  # a file system without hard links
@@ -76,20 +80,20 @@ def back_up(path: Path) -> Path:
 
 
 def lock(path: Path) -> FileLock:
-    """The lock under which processes write to the same file in turn; the system frees it when its holder is killed."""
+    """The lock to hold while writing to a file that other processes write to; freed by the system if a holder dies."""
     return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def remove_lock(path: Path) -> None:
-    """Remove the file behind `lock(path)`, once no process of this run needs it any more."""
+    """Remove the file of `lock(path)`. To be called when no process of this run writes any more."""
     Path(lock(path).lock_file).unlink(missing_ok=True)
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a file that other processes add to as well.
+    """Append whole lines to a file that other processes append to as well.
 
-    What a killed process left of its last line is cut off first. Raises UserError, and leaves the file as it was, where
-    it can't be written to or the disk is full.
+    A last line without its newline, left by a process that was killed, is removed first. Raises UserError where the
+    file can't be written to or the disk is full; no part of `text` then stays in it.
     """
     try:
         with lock(path), open(path, "ab+", buffering=0) as file:
@@ -97,7 +101,7 @@ def append_text(path: Path, text: str) -> None:
             try:
                 file.truncate(end)
                 rest = memoryview(text.encode())
-                while rest:  # a disk that fills up takes a part first
+                while rest:  # an unbuffered write may take only a part, as on a disk that is filling up
                     rest = rest[file.write(rest) :]
             except OSError:
                 with suppress(OSError):
@@ -108,7 +112,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def _end_of_last_line(file: RawIOBase) -> int:
-    """Position behind the last newline of an open file, in bytes; 0 where there is none."""
+    """The position in bytes just after the last newline of an open file; 0 where there is none."""
     position = file.seek(0, SEEK_END)
     while position:
         start = file.seek(max(0, position - 65536))
@@ -120,7 +124,7 @@ def _end_of_last_line(file: RawIOBase) -> int:
 
 
 def has_text(path: Path) -> bool:
-    """Whether there is a file with anything in it."""
+    """Whether `path` exists and is not empty."""
     try:
         return path.stat().st_size > 0
     except OSError:
@@ -128,5 +132,5 @@ def has_text(path: Path) -> bool:
 
 
 def as_utf8(name: Path | str) -> str:
-    """A path, or a name of a file, as text that can be written; bytes that are not UTF-8 show as \\xff."""
+    """A path or file name as text that can be encoded as UTF-8; bytes that are not UTF-8 become \\xff and the like."""
     return os.fsencode(name.as_posix() if isinstance(name, Path) else name).decode(errors="backslashreplace")

@@ -108,7 +108,7 @@ OWN_LINES = {
 
 @pytest.mark.slow
 def test_nothing_but_our_own_lines_reaches_the_user(cold_start: ColdStart, shapes: Path, tiny_model: Path) -> None:
-    """As a user starts them, with trackers that talk; a warning that announces something's end would end the command."""
+    """As a user starts them, with trackers that talk; a warning of what is to be removed would end the command."""
     quick = ("--max-new-tokens", 4, "--num-beams", 1)
     run = ("--train-batch-size", 4, "--gradient-accumulation-steps", 2, "--max-steps", 2, "--warmup-steps", 0)
     logs = ("--log-with", "wandb", "--log-with", "tensorboard", "--feature-cache-dir", "features")

@@ -1,4 +1,4 @@
-"""Asking a model about images: for captioning, and for evaluations, since a caption is evaluated as it is made."""
+"""Asks a model about images, with a second attempt where an answer looks wrong; used by caption, eval and train."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,20 +14,23 @@ from florence2ner.model.inputs import Embeddings
 
 
 class Asker:
-    """Asks once, and once more with other settings where an answer looks wrong and `options.retry` says so."""
+    """Generates answers, and with `options.retry` a second time, with other settings, those that look wrong.
+
+    Captioning and evaluation share it, so that what is evaluated is what captioning would write.
+    """
 
     def __init__(
         self, captioner: Captioner, options: GenerationOptions, *, batch_size: int, notify: Callable[[str], None]
     ) -> None:
-        """`notify` is told when memory doesn't suffice for `batch_size` second tries at once."""
+        """`notify` gets a message when memory doesn't suffice for `batch_size` second attempts at once."""
         self._captioner = captioner
         self._options = options
-        self._second_batch = AdaptiveBatch(batch_size, notify)  # more beams, more memory
+        self._second_batch = AdaptiveBatch(batch_size, notify)  # of its own, as second attempts may take more beams
 
     def ask(
         self, images: Embeddings, input_ids: Tensor, attention_mask: Tensor | None, *, may_be_empty: bool = False
     ) -> list[Generated]:
-        """The model's answers to B prompts, input_ids (B, N) with their mask, about B images."""
+        """The model's answers about B images, from prompts `input_ids` (B, N) with their `attention_mask` (B, N)."""
         first = generate(self._captioner, images, input_ids, attention_mask, self._options)
         if not self._options.retry:
             return first
@@ -39,7 +42,7 @@ class Asker:
                 mask = None if attention_mask is None else attention_mask[chosen]
                 return generate(self._captioner, Embeddings(images.values[chosen]), input_ids[chosen], mask, decoding)
 
-            with suppress(UserError):  # memory doesn't suffice even for one: the first answers stay
+            with suppress(UserError):  # memory doesn't suffice even for one image: keep the first answers
                 return self._second_batch.run(ask, len(rows))
             return []
 

@@ -1,4 +1,4 @@
-"""Folder in, captions out: what is to be done, decided before torch is imported; `worker.py` does it."""
+"""The caption command: plans what is to be done, without torch, and has `worker.py` do it."""
 
 from pathlib import Path
 
@@ -14,13 +14,14 @@ _SHOWN = 10  # images named by --dry-run
 
 
 def caption(config: CaptionConfig) -> CaptionSummary:
-    """Caption the images named and those below the folders named; what has captions already is kept by default.
+    """Caption the images in `config.paths` and below its folders; by default, images with captions are skipped.
 
-    Each process takes what no other has taken. An image that can't be read is named, counted and skipped. Raises
-    UserError when there is no image, when two images would share a caption file and when nothing can be written, and
-    Interrupted after SIGINT or SIGTERM; what was finished by then is on the disk.
+    The processes share the images out among themselves; every process must call this, and each gets the whole summary.
+    An image that can't be read is named, counted and skipped. Raises UserError when there is no image, when two images
+    would share a caption file and when captions can't be written, and Interrupted after SIGINT or SIGTERM; captions
+    that were finished by then are on the disk.
     """
-    text_style(config)  # a mistake in a template shows before anything else
+    text_style(config)  # raises for a bad template, before any work
     plan = None
     display = Display(is_main=launcher.is_main())
     if launcher.is_main():
@@ -36,16 +37,16 @@ def caption(config: CaptionConfig) -> CaptionSummary:
             _show(plan, display)
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
-            plan.output.finish()  # a run may have been killed before it did
+            plan.output.finish()  # an earlier run may have been killed after its last caption, but before this
     if launcher.processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
-    from florence2ner.captioning.worker import run  # torch takes seconds, and was not needed until here
+    from florence2ner.captioning.worker import run  # imports torch, which takes seconds
 
     return run(config, plan, display)
 
 
 def _show(plan: CaptionPlan, display: Display) -> None:
-    """What `--dry-run` prints."""
+    """Print what `--dry-run` prints."""
     display.say(f"{len(plan.todo)} images would be captioned, {plan.kept} have captions already")
     for image, _ in plan.todo[:_SHOWN]:
         display.say(f"  {image} -> {plan.output.place_of(image)}")

@@ -1,4 +1,4 @@
-"""What is to be captioned and where the captions go, decided before torch is imported."""
+"""Plans a captioning run, without torch: which images are to be captioned, and where the captions go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,27 +18,28 @@ from florence2ner.outputs.style import TextStyle
 
 @dataclass(frozen=True)
 class CaptionSummary:
-    """What a captioning run did, over all processes, in images."""
+    """Numbers of images in a captioning run, over all processes."""
 
-    done: int
-    kept: int
-    failed: int
-    flagged: int = 0  # done, but the caption looks wrong
+    done: int  # captioned by this run
+    kept: int  # skipped, because they had captions
+    failed: int  # unreadable, or the model wrote nothing
+    flagged: int = 0  # of those done, how many have a caption that looks wrong
 
 
 @dataclass(frozen=True)
 class CaptionPlan:
-    """Which questions are still to be asked of which images, and where the answers go."""
+    """Which questions are to be asked about which images, and where the answers go."""
 
     todo: tuple[tuple[Path, tuple[Question, ...]], ...]
-    kept: int  # images with all their answers
+    kept: int  # number of images that have all their answers
     output: Output
 
 
 def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> CaptionPlan:
-    """Find what is to be done with `images`, or with `only` some of them; the others count where files collide.
+    """Plan the captioning of `images`, or of those in `only`; caption files must not collide among all `images`.
 
-    Raises UserError where there are none, unless more are waited for.
+    Raises UserError where there is no image (unless `config.watch`), where images would share a caption file, and where
+    settings don't fit together.
     """
     questions = questions_of(config)
     if not images and not config.watch:
@@ -52,7 +53,7 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
 
 
 def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
-    """The tasks as they are asked. Raises UserError where a task and --text don't fit together, or one comes twice."""
+    """The questions for the task prompts. Raises UserError where a task and --text don't fit, or a task comes twice."""
     tasks = [find_task(prompt) for prompt in config.task_prompt]
     takes_input = [task for task in tasks if task.takes_input]
     if config.text is not None and not takes_input:
@@ -74,7 +75,7 @@ def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
 
 
 def text_style(config: CaptionConfig) -> TextStyle:
-    """How captions are dressed. Raises UserError for a template that can't be filled in."""
+    """The `TextStyle` of these settings. Raises UserError for a template that can't be filled in."""
     return TextStyle(
         prefix=config.prefix,
         suffix=config.suffix,
@@ -100,7 +101,7 @@ def _check_places(config: CaptionConfig, folders: set[Path]) -> None:
 
 
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
-    """Raise UserError where caption files would be taken for images, or boxes would replace what is to be extended."""
+    """Raise UserError for the extension of an image format, and for "append" or "prepend" to answers in JSON."""
     if Path(f"a{config.caption_extension}").suffix.lower() in ALL_EXTENSIONS:
         raise UserError(f"--caption-extension {config.caption_extension} is for images: choose another, such as .txt")
     boxes = [question.prompt for question in questions if not question.is_text]

@@ -1,4 +1,4 @@
-"""Images as they appear in folders."""
+"""Finds images as they appear in folders, for `caption --watch`."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -6,29 +6,29 @@ from pathlib import Path
 
 from florence2ner.data.formats import discover_images
 
-_PAUSE = 1.0  # seconds between two looks; at most a sixth of the time goes into looking
+_PAUSE = 1.0  # seconds between two scans, at least: where scans are slow, they take at most a sixth of the time
 
-_Stamp = tuple[int, int] | None  # bytes and time of the last change; None: not there
+_Stamp = tuple[int, int] | None  # size in bytes and modification time of a file; None where there is no such file
 
 
 class Watch:
-    """Looks at folders for images that are new or have changed, and are written to their end."""
+    """Scans folders for images that are new or have changed, and are complete."""
 
     def __init__(self, paths: Sequence[Path], known: Iterable[Path]) -> None:
-        """`known` images are passed over until they change."""
+        """`known` images are ignored until they change."""
         self._paths = paths
         self._known = {image: _stamp(image) for image in known}
 
     def wait(self, pause: Callable[[float], bool]) -> tuple[list[Path], list[Path]] | None:
-        """Return all images there are, and those that are new, once there are some; they are known from then on.
+        """Wait until there are new images, then return all images and the new ones. These are known from then on.
 
-        `pause(seconds)` waits, and returns True to give up: then None is returned.
+        `pause(seconds)` is called to wait between scans; when it returns True, `wait` gives up and returns None.
         """
         seen: dict[Path, _Stamp] = {}
         while True:
             start = time.monotonic()
             now = {image: _stamp(image) for image in discover_images(self._paths)}
-            # A file that looks the same twice is whole, as far as anybody can tell from outside.
+            # A file that didn't change between two scans is taken to be complete.
             new = [image for image, stamp in now.items() if stamp == seen.get(image, 0) != self._known.get(image, 0)]
             if new:
                 self._known |= {image: now[image] for image in new}

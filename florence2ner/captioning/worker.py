@@ -1,4 +1,4 @@
-"""The captioning itself: every process takes images from the shared queue, asks the model, and writes the answers."""
+"""Carries out a captioning plan: processes take images from a work queue, ask the model, write the answers."""
 
 import itertools
 import time
@@ -37,13 +37,16 @@ from florence2ner.model.tasks import find_task
 from florence2ner.outputs.answers import Answer, Content, Question, Record
 from florence2ner.outputs.records import json_line
 
-_NAMED = 10  # images named on the way (per process), and in the summary; --failures names all
-_rounds = itertools.count()
+_NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
+_rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
 @quiet_transformers()
 def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
-    """Carry out the main process's plan; the others have None. Every process must call this, each gets the summary."""
+    """Carry out `plan`, which the main process has and the others receive from it (they pass None).
+
+    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM.
+    """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     (plan,) = broadcast_object_list([plan])
     assert plan is not None
@@ -55,7 +58,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
             plan.output.open()
             if config.failures:
                 write_text(config.failures, "")
-        accelerator.wait_for_everyone()  # what they write to is open
+        accelerator.wait_for_everyone()  # until the main process has opened the output
         stopped_by = worker.caption(plan)
         if config.watch:
             stopped_by = _watch(worker, plan, stopped_by)
@@ -71,7 +74,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
 
 
 def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int | None:
-    """Caption what appears in the folders, until a signal comes: returns it."""
+    """Caption images that appear in the folders, until a signal comes. Returns that signal."""
     watch = Watch(worker.config.paths, (image for image, _ in plan.todo))
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
@@ -87,7 +90,7 @@ def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int 
 
 @dataclass
 class _Tally:
-    """What one process did."""
+    """What one process has done: images captioned, failed and flagged."""
 
     done: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)  # image, reason
@@ -96,15 +99,15 @@ class _Tally:
 
 @dataclass(frozen=True)
 class _Item:
-    """An image of a batch, and what is to be asked about it."""
+    """An image of a batch, and the questions to ask about it."""
 
     image: Path
-    size: tuple[int, int]  # width, height in pixels
+    size: tuple[int, int]  # (width, height) of the upright image in pixels
     questions: tuple[Question, ...]
 
 
 class _Worker:
-    """What one process needs to caption images, and its part of the figures."""
+    """The model and settings with which one process captions images, and the tally of what it has done."""
 
     def __init__(self, config: CaptionConfig, accelerator: Accelerator, display: Display, signals: StopSignals) -> None:
         self.config = config
@@ -118,7 +121,7 @@ class _Worker:
             prefetch=config.dataloader_prefetch,
             pin_memory=config.pin_memory,
         )
-        self.seconds = 0.0  # spent on captioning, not on waiting for images to appear
+        self.seconds = 0.0  # spent on captioning, without waiting for images to appear
         self.captioner = load_captioner(
             config.model_name,
             attn_implementation=config.attn_implementation,
@@ -132,7 +135,10 @@ class _Worker:
         self.batch = AdaptiveBatch(config.batch_size, display.warn)
 
     def caption(self, plan: CaptionPlan) -> int | None:
-        """Take images of the plan until none is left. Returns the signal that any process was stopped by, if any."""
+        """Caption images of the plan until all processes are done. Returns the signal that stopped them, if any.
+
+        Every process must call this.
+        """
         queue = WorkQueue(self.accelerator, f"caption-{next(_rounds)}")
         images = [image for image, _ in plan.todo]
         loader = SequentialLoader(
@@ -166,11 +172,11 @@ class _Worker:
         return queue.get("stop") or None
 
     def _step(self, plan: CaptionPlan, window: Window) -> list[Record]:
-        """Ask about the images of a batch that could be read."""
+        """The answers about those images of a batch that could be read."""
         (batch,) = window.batches
         start = time.perf_counter()
         images = batch.images
-        assert isinstance(images, Pixels)  # nothing is encoded before
+        assert isinstance(images, Pixels)  # captioning has no feature cache
         rows = [row for row, valid in enumerate(batch.valid) if valid]
         todo = [plan.todo[batch.indices[row]] for row in rows]
         items = [_Item(image, batch.sizes[row], questions) for row, (image, questions) in zip(rows, todo, strict=True)]
@@ -184,7 +190,7 @@ class _Worker:
         return [Record(item.image, item.size, seconds, given) for item, given in zip(items, answers, strict=True)]
 
     def _ask(self, pixels: Pixels, items: Sequence[_Item]) -> list[tuple[Answer, ...]]:
-        """All answers for some images, each encoded once."""
+        """The answers to all questions about some images. Each image is encoded only once."""
         embedded = self.captioner.vision.embed(pixels).values
         answers: list[list[Answer]] = [[] for _ in items]
         for question in dict.fromkeys(question for item in items for question in item.questions):
@@ -205,7 +211,7 @@ class _Worker:
         return content
 
     def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record]) -> None:
-        """Count what was done, and name what was not."""
+        """Add a batch to the tally, and report its failures."""
         asked = dict(plan.todo[index] for index in batch.indices)
         failures = [(as_utf8(plan.todo[index][0]), reason) for index, reason in batch.failures]
         for record in records:

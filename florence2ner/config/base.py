@@ -1,6 +1,6 @@
-"""What settings are: models with a default, a unit and a help text for each, read from YAML and flags.
+"""The base class of all settings, and how they are read: defaults, overridden by YAML, overridden by flags.
 
-Defaults < YAML < flags. `options.py` has the settings themselves.
+The settings themselves are in `options.py` and in the `*_options.py` of each command.
 """
 
 from collections.abc import Mapping
@@ -13,18 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from florence2ner.errors import UserError, did_you_mean
 
-SETTINGS_FILE = "config.yaml"  # the settings in a run's folder
+SETTINGS_FILE = "config.yaml"  # in the folder of a training run
 
 
 def option(default: Any, help_: str, *, positional: bool = False, **constraints: Any) -> Any:
-    """One setting: default, help text with the unit, and pydantic's limits, such as `ge=1`."""
+    """The pydantic field of one setting: default (`...`: required), help text with the unit, limits such as `ge=1`.
+
+    `positional`: the command line takes it as an argument instead of a flag.
+    """
     return Field(default, description=help_, json_schema_extra={"positional": positional}, **constraints)
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen once made, and a key that nobody knows is an error.
+    """Base of all settings: immutable, and an unknown key is an error.
 
-    `panel` is the group of `--help`, and of the guide's table, in which the fields of a class stand.
+    `panel` is the heading in `--help`, and in the guide's tables, under which the fields of a class are listed.
     """
 
     panel: ClassVar[str]
@@ -34,7 +37,10 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _words_of_yaml(cls, values: Any) -> Any:
-        """`none` means None as on the command line, one word is a list of one, and YAML reads `no` as false."""
+        """Read YAML as flags are read: `none` is None, a single word is a list of one.
+
+        YAML's `no` is False, but `mixed_precision: no` means the word.
+        """
         if not isinstance(values, Mapping):
             return values
         read = dict(values)
@@ -50,12 +56,12 @@ class Config(BaseModel):
 
     @classmethod
     def panel_of(cls, name: str) -> str:
-        """The group in which the field `name` stands."""
+        """The panel of the class that declares the field `name`."""
         return next(owner.panel for owner in cls.__mro__ if issubclass(owner, Config) and name in owner.__annotations__)
 
     @classmethod
     def is_positional(cls, name: str) -> bool:
-        """Whether the command line gives the field `name` without a flag."""
+        """Whether the command line takes the field `name` as an argument instead of a flag."""
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict)
         return bool(extra["positional"])
@@ -69,7 +75,10 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Path | None = None) -> AnyConfig:
-    """Merge defaults < YAML file < flags. Raises UserError (one line that names the key and the fix)."""
+    """The settings of a command: defaults, overridden by the YAML file, overridden by `flags`.
+
+    Raises UserError for a file that can't be read, an unknown key and a value that is refused.
+    """
     values = _read_yaml(config_file) if config_file else {}
     source = f"{config_file}: " if config_file else ""
     for key in values:
@@ -94,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _describe(cls: type[Config], problem: Any) -> str:
-    """One pydantic problem as a clause that names the key, what is wrong and what was given."""
+    """One of pydantic's errors as a clause that names the key, what is wrong and what was given."""
     name = ".".join(str(part) for part in problem["loc"][:1])
     if problem["type"] == "missing":
         flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
@@ -103,5 +112,5 @@ def _describe(cls: type[Config], problem: Any) -> str:
     given = problem["input"]
     shown = str(given) if isinstance(given, Path) else repr(given)
     if problem["type"] == "value_error" and (not isinstance(given, str | Path) or str(given) in message):
-        shown = ""  # it is named already
+        shown = ""  # the message names it already, or it is the whole model
     return f"{name}: {message}{shown and f', not {shown}'}" if name else message

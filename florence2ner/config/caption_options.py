@@ -10,7 +10,7 @@ from florence2ner.config.options import MAX_PIXELS, UserPath
 
 
 class ImageOptions(Config):
-    """Which images are captioned, and with what question."""
+    """Which images are captioned, and with which tasks."""
 
     panel: ClassVar[str] = "Data"
 
@@ -45,7 +45,7 @@ class ImageOptions(Config):
 
 
 class OutputOptions(Config):
-    """Where captions go, and what becomes of those that are there."""
+    """Where captions are written, and what becomes of existing ones."""
 
     panel: ClassVar[str] = "Output"
 
@@ -98,7 +98,7 @@ class OutputOptions(Config):
 
 
 class TextOptions(Config):
-    """What is done to the text of a caption."""
+    """What is changed in a caption before it is written."""
 
     panel: ClassVar[str] = "Text"
 

@@ -1,6 +1,6 @@
-"""The settings of each command: which groups of options it has, and what holds between them.
+"""The settings of train, eval and caption: which groups of options each has, and checks across groups.
 
-Flags (`cli.py`), YAML keys and the guide's table are all made from these models.
+Flags (`cli.py`), YAML keys and the guide's tables are all made from these models.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from florence2ner.config.train_options import (
     TrainMachineOptions,
 )
 
-# Python lists the bases from the last to the first: the last group is the first in `--help`.
+# pydantic collects fields from the last base to the first, so that the last group comes first in `--help`.
 
 
 class TrainConfig(
@@ -46,7 +46,7 @@ class TrainConfig(
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run: checkpoints, split, settings, metrics."""
+        """The folder of this run, with its checkpoints, split, settings and metrics."""
         return self.output_dir / (self.run_name or self.dataset_path.resolve().name)
 
 

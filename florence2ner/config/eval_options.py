@@ -10,7 +10,7 @@ from florence2ner.config.options import DatasetFolder, PromptOptions, UserPath
 
 
 class EvalDatasetOptions(PromptOptions):
-    """What is evaluated on."""
+    """Which images a model is evaluated on."""
 
     panel: ClassVar[str] = "Data"
 
@@ -20,7 +20,7 @@ class EvalDatasetOptions(PromptOptions):
 
 
 class ReportOptions(Config):
-    """What is shown of an evaluation."""
+    """What is written and shown of an evaluation."""
 
     panel: ClassVar[str] = "Output"
 

@@ -1,6 +1,6 @@
-"""The options that commands share, a class for each group of them in `--help`: name, type, default, unit, help text.
+"""The options that several commands share, in groups; `commands.py` puts the groups of each command together.
 
-Each is written once, here or in the file of its only command. `commands.py` puts the groups together.
+Each option is declared once: here, or in the `*_options.py` of the only command that has it.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ def _require_folder(path: Path) -> Path:
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 DatasetFolder = Annotated[UserPath, AfterValidator(_require_folder)]
-MAX_PIXELS = 200_000_000  # a larger picture is taken for a decompression bomb
+MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb
 
 
 class ModelOptions(Config):
-    """Which model."""
+    """Which model is loaded, and with which attention kernels."""
 
     panel: ClassVar[str] = "Model"
 
@@ -37,7 +37,7 @@ class ModelOptions(Config):
 
 
 class PromptOptions(Config):
-    """What is asked of the images of a dataset."""
+    """Which task the captions of a dataset answer."""
 
     panel: ClassVar[str] = "Data"
 
@@ -45,7 +45,7 @@ class PromptOptions(Config):
 
 
 class Decoding(Config):
-    """How text is generated, by the names that transformers has; None leaves a setting as the checkpoint has it."""
+    """How text is generated, by transformers' names; None leaves a setting to the checkpoint's generation config."""
 
     panel: ClassVar[str] = "Generation"
 
@@ -72,13 +72,13 @@ class Decoding(Config):
         return self
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not left to the checkpoint, by name."""
+        """The settings that are set (not None and not empty), by name."""
         values = {name: getattr(self, name) for name in Decoding.model_fields}
         return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 class GenerationOptions(Decoding):
-    """How captions are made: one way for `caption`, `eval` and the evaluations of `train`."""
+    """How captions are generated: the same options in `caption`, `eval` and the evaluations of `train`."""
 
     panel: ClassVar[str] = "Generation"
 
@@ -86,7 +86,7 @@ class GenerationOptions(Decoding):
 
 
 class MachineOptions(Config):
-    """How the machine is used."""
+    """Precision, compilation and data loading."""
 
     panel: ClassVar[str] = "Machine"
 
@@ -109,7 +109,7 @@ class MachineOptions(Config):
 
 
 class BatchOptions(Config):
-    """How many images are asked about at once."""
+    """How many images are processed at once."""
 
     panel: ClassVar[str] = "Machine"
 

@@ -11,7 +11,7 @@ from florence2ner.metrics import MetricName
 
 
 class FreezingOptions(Config):
-    """Which parts of it are trained."""
+    """Which parts of the model are not trained."""
 
     panel: ClassVar[str] = "Model"
 
@@ -29,7 +29,7 @@ class FreezingOptions(Config):
 
 
 class DatasetOptions(PromptOptions):
-    """What is trained on, and what is held out."""
+    """Which images are trained on, and which are held out."""
 
     panel: ClassVar[str] = "Data"
 
@@ -42,7 +42,7 @@ class DatasetOptions(PromptOptions):
 
 
 class TrainingOptions(Config):
-    """How long, how fast and in what order a model learns."""
+    """Length of the run, batch size, optimizer, schedule and order of the data."""
 
     panel: ClassVar[str] = "Training"
 
@@ -67,7 +67,7 @@ class TrainingOptions(Config):
 
 
 class EvaluationOptions(Config):
-    """When a run is evaluated, and what follows from it."""
+    """When a run is evaluated, and what is decided by the result."""
 
     panel: ClassVar[str] = "Evaluation"
 
@@ -91,7 +91,7 @@ class EvaluationOptions(Config):
 
 
 class CheckpointOptions(Config):
-    """Where a run is kept, and who is told about it."""
+    """Where a run is saved, from where it resumes, and where it logs to."""
 
     panel: ClassVar[str] = "Checkpoints and logs"
 
@@ -134,7 +134,7 @@ class CheckpointOptions(Config):
 
 
 class TrainMachineOptions(MachineOptions):
-    """How the machine is used in training."""
+    """What only training needs of the machine: memory, feature cache, timeout."""
 
     panel: ClassVar[str] = "Machine"
 

@@ -1,4 +1,4 @@
-"""Samples put together: a batch of images and text, and the window of batches that makes one update."""
+"""Batches: decoded samples collated into tensors, and the window of micro-batches that makes one update."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,11 @@ from florence2ner.model.inputs import IGNORE_INDEX, Embeddings, Features, Images
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """What was encoded before: `load(key)` gives one image's tensor of the type `encoded_type`, without its batch
-    dimension, or None where it is not known."""
+    """Encodings that were computed in advance.
+
+    `load(key)` gives the encoding of the image with that key, without a batch dimension: of `Features` (C, h, w), of
+    `Embeddings` (N, d_model). None where there is none.
+    """
 
     load: Callable[[str], Tensor | None]
     encoded_type: type[Features] | type[Embeddings]
@@ -26,12 +29,12 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class Example:
-    """A sample with its image decoded, or with what it was encoded to before."""
+    """One drawn sample with its decoded image or its cached encoding: exactly one of `pixels` and `encoded` is set."""
 
     draw: Draw
     pixels: Tensor | None = None  # uint8 (3, H, W)
-    encoded: Tensor | None = None
-    size: tuple[int, int] = (0, 0)  # width and height of the file in pixels, upright
+    encoded: Tensor | None = None  # see `FeatureSource`
+    size: tuple[int, int] = (0, 0)  # (width, height) of the upright image in the file, in pixels; unset if not decoded
     failure: str = ""  # why the image could not be read
 
 
@@ -42,13 +45,13 @@ class Batch(Tensors):
     images: Images
     text: Text | None  # None for encoding and captioning
     indices: tuple[int, ...]  # (B,) positions of the samples in the dataset
-    valid: tuple[bool, ...]  # (B,) False: a filler or an unreadable image
+    valid: tuple[bool, ...]  # (B,) False for a filler (see `Draw`) and for an image that could not be read
     failures: tuple[tuple[int, str], ...]  # index and reason of each image that could not be read
-    sizes: tuple[tuple[int, int], ...]  # (B,) width and height of the files in pixels, upright
+    sizes: tuple[tuple[int, int], ...]  # (B,) as in `Example`
 
     @property
     def label_tokens(self) -> int:
-        """Number of tokens that the loss is taken over; asks no device."""
+        """The number of tokens with a loss; known without waiting for the device."""
         return 0 if self.text is None else self.text.label_positions.numel()
 
 
@@ -59,12 +62,12 @@ class Window:
     batches: tuple[Batch, ...]
 
     def to(self, device: torch.device) -> Self:
-        """The same window with its tensors on `device`."""
+        """A copy with all tensors on `device`."""
         return type(self)(tuple(batch.to(device) for batch in self.batches))
 
 
 class Collator:
-    """Puts decoded samples together: `processor` None leaves out the text."""
+    """Collates examples into a `Batch`, in the DataLoader's workers. Without a `processor` the batch has no text."""
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class Collator:
         return PartlyEncoded(Pixels(torch.stack(pixels)), known, tuple(e.encoded is not None for e in examples))
 
     def _write(self, processor: Florence2Processor, examples: Sequence[Example]) -> Text:
-        """Prompts as the processor expands them, captions as padded labels."""
+        """Prompts as the processor expands them, and captions as padded labels; invalid samples have no labels."""
         samples = [self.samples[example.draw.index] for example in examples]
         prompts = [expand_prompt(processor, sample.task_prompt) for sample in samples]
         mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True)

@@ -1,7 +1,7 @@
-"""Vision features on the disk: each image is encoded once, by whichever process or run comes first.
+"""The feature cache: files with the encodings of images, shared by processes and runs.
 
-A feature is found by the content of its image file and by a fingerprint of everything else that it depends on: weights
-and precision of the vision tower, decoding and resizing. A stale one can't be found.
+A feature is stored under the digest of its image file and a fingerprint of everything else that it depends on: weights
+and precision of the vision tower, decoding and resizing. So a stale feature is never found.
 """
 
 import hashlib
@@ -24,21 +24,21 @@ from florence2ner.data.samples import ImageRef
 from florence2ner.errors import UserError
 from florence2ner.files import append_text, sweep_unfinished
 
-DECODING = "1"  # to be raised whenever images.py decodes or resizes differently: old features are then not found
-_DIGESTS = "digests.jsonl"  # what files held when they were last read, told by size and times
+DECODING = "1"  # version of images.py's decoding and resizing; change it with these, so that old features aren't found
+_DIGESTS = "digests.jsonl"  # digests of image files by their stamps, so that unchanged files aren't read again
 _CHECKSUM_BYTES = 4
 _RESERVE = 0.05  # share of a disk that the cache leaves free
 _TEMPORARY = "florence2ner-features-"
 
 
 class FeatureCache:
-    """The features of images: one file each below `directory`, whole or not there, shared by processes and runs."""
+    """The features of images, one file each below `directory`. Several processes and runs can use it at once."""
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
-        """Raises UserError where the directory can't be written to."""
+        """`fingerprint` is that of `fingerprint_of`. Raises UserError where the directory can't be made."""
         self.directory = directory
         self.folder = directory / fingerprint
-        self.digests: dict[str, str] = {}  # of the content of every image that was identified, by its key
+        self.digests: dict[str, str] = {}  # of image files, by the image's key; the caller fills it from `identify`
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -48,9 +48,10 @@ class FeatureCache:
         sweep_unfinished(self.folder)
 
     def identify(self, images: Iterable[ImageRef]) -> dict[str, str]:
-        """Digest the contents of images, of those that have changed since they were last digested.
+        """The digests of image files, by the images' keys; only files that are new or have changed are read.
 
-        An image that can't be read has none. The result is for `digests`, here and in other processes.
+        An image that can't be read has none. Add the result to `digests`, in every process that needs these images.
+        Raises UserError where the directory can't be written to.
         """
         known = _read_digests(self.directory / _DIGESTS)
         found: dict[str, str] = {}
@@ -62,10 +63,10 @@ class FeatureCache:
                 found[image.key] = digest
             else:
                 unknown.append((image, stamp))
-        with ThreadPoolExecutor() as pool:  # reading waits for the disk, and hashing lets other threads run
+        with ThreadPoolExecutor() as pool:  # threads help, as reading and hashing release the GIL
             digests = pool.map(_digest, (image for image, _ in unknown))
             pairs = zip(unknown, digests, strict=True)
-            while batch := list(islice(pairs, 1000)):  # so that a kill loses little
+            while batch := list(islice(pairs, 1000)):  # in parts, so that little is lost when the process is killed
                 new = {image.key: digest for (image, _), digest in batch if digest}
                 lines = (json.dumps([stamp, new[image.key]]) + "\n" for (image, stamp), _ in batch if image.key in new)
                 append_text(self.directory / _DIGESTS, "".join(lines))
@@ -73,12 +74,12 @@ class FeatureCache:
         return found
 
     def missing(self, images: Iterable[ImageRef]) -> list[ImageRef]:
-        """Those of the identified images that have no feature yet, one for each content."""
+        """Those of the identified images that have no feature yet; of images with the same content only one."""
         by_digest = {digest: image for image in images if (digest := self.digests.get(image.key))}
         return [image for digest, image in by_digest.items() if not self._file(digest).exists()]
 
     def load(self, key: str) -> Tensor | None:
-        """The feature of an image, by its key; None where there is no whole one."""
+        """The feature of the image with this key, on the CPU; None where there is none, or it is damaged."""
         digest = self.digests.get(key)
         if digest is None:
             return None
@@ -87,13 +88,13 @@ class FeatureCache:
         except OSError:
             return None
         content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-        if zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:  # the power failed while it was written
-            self._file(digest).unlink(missing_ok=True)  # the next run makes it anew
+        if zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:  # files aren't flushed: power may fail
+            self._file(digest).unlink(missing_ok=True)  # the next run encodes it again
             return None
         return safetensors.torch.load(content)["feature"]
 
     def store(self, key: str, feature: Tensor) -> bool:
-        """Keep the feature of an identified image. False where the disk is full."""
+        """Store the feature of an identified image. Returns False where it can't be written, as on a full disk."""
         file = self._file(self.digests[key])
         content = safetensors.torch.save({"feature": feature.contiguous()})
         unfinished = self.folder / f".{file.name}.{os.getpid()}.unfinished"
@@ -107,7 +108,7 @@ class FeatureCache:
         return True
 
     def room(self, entry_bytes: int, max_bytes: float) -> int:
-        """How many more features fit, by the limit on the whole directory and by what the disk has left."""
+        """How many more features of `entry_bytes` fit: into `max_bytes` for the directory, and on the disk."""
         used = sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
         disk = shutil.disk_usage(self.directory)
         left = min(max_bytes - used, disk.free - _RESERVE * disk.total)
@@ -118,7 +119,7 @@ class FeatureCache:
 
 
 def fingerprint_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
-    """A name for everything but the image that features depend on: weights, and the `repr` of other facts."""
+    """A hexadecimal digest of everything but the image that features depend on: weights, and the `repr` of `facts`."""
     digest = hashlib.blake2b(repr((DECODING, *facts)).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -128,10 +129,13 @@ def fingerprint_of(tensors: Mapping[str, Tensor], *facts: object) -> str:
 
 @contextmanager
 def memory_directory() -> Iterator[Path]:
-    """A directory in memory, where the system has one, that all processes of the machine see. Removed at the end."""
+    """A context manager with a directory in memory (/dev/shm, else a temporary one) that all processes can read.
+
+    It is removed at the end. One process per machine must call this and tell the others its path.
+    """
     shared = Path("/dev/shm")
     base = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    for left in base.glob(f"{_TEMPORARY}*"):  # by a run that was killed
+    for left in base.glob(f"{_TEMPORARY}*"):  # left by runs that were killed; the name ends in the process id
         if not _is_running(left.name.removeprefix(_TEMPORARY)):
             shutil.rmtree(left, ignore_errors=True)
     directory = base / f"{_TEMPORARY}{os.getpid()}"
@@ -147,13 +151,13 @@ def _is_running(process: str) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it runs, but belongs to another user
         return True
     return True
 
 
 def _stamp(image: ImageRef) -> str | None:
-    """What changes whenever the file does."""
+    """Path, size, times and inode of the file: a string that changes whenever the file does. None: there is no file."""
     try:
         found = image.path.stat()
     except OSError:
@@ -171,7 +175,7 @@ def _read_digests(path: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     with suppress(OSError), path.open(encoding="utf-8") as file:
         for line in file:
-            with suppress(ValueError):  # a line that a kill cut off
+            with suppress(ValueError):  # an incomplete line, left by a process that was killed
                 stamp, digest = json.loads(line)
                 known[stamp] = digest
     return known

@@ -1,4 +1,4 @@
-"""What files a dataset consists of: the formats that are images, and the walk that finds them."""
+"""Which files are images, which Pillow plugins they need, and how they are found in folders."""
 
 import importlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 )
-# The Pillow plugins that other images need, and the packages that have them.
+# Formats that need a Pillow plugin: the module to import, and the package that installs it.
 PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif", ".jxl": "pillow_jxl"}
 PACKAGES = {"pillow_heif": "pillow-heif", "pillow_jxl": "pillow-jxl-plugin"}
 ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
@@ -17,10 +17,10 @@ CAPTION_EXTENSION = ".txt"
 
 
 def discover_images(paths: Iterable[Path], unreadable: list[Path] | None = None) -> list[Path]:
-    """Every image file named or below the folders named, sorted within each, each once however often it is named.
+    """The image files among `paths` and below its folders: in the order of `paths`, sorted within a folder, each once.
 
-    What only a missing plugin could read is among them, so that it is named where it fails. Folders that can't be read
-    are added to `unreadable`.
+    Images whose plugin is not installed are included, so that decoding reports them. A path that is not a folder is
+    taken for an image. Folders that can't be read are added to `unreadable`.
     """
     folders: dict[Path, str] = {}
     images: dict[tuple[str, str], Path] = {}
@@ -34,34 +34,37 @@ def discover_images(paths: Iterable[Path], unreadable: list[Path] | None = None)
 
 @cache
 def load_plugin(module: str) -> bool:
-    """Import a Pillow plugin, so that its formats can be read; False where it is not installed (or lacks a library)."""
+    """Import and register a Pillow plugin. Returns False where it, or a library that it needs, is not installed."""
     try:
         plugin = importlib.import_module(module)
-        getattr(plugin, "register_heif_opener", bool)()  # the other one registers itself
+        getattr(plugin, "register_heif_opener", bool)()  # pillow_jxl registers itself on import
     except (ImportError, OSError):
         return False
     return True
 
 
 def readable_images(root: Path, unreadable: list[Path] | None = None) -> list[Path]:
-    """Every image below `root` whose plugin, if it needs one, is installed; that is looked for only when needed."""
+    """The images below `root` that can be decoded here: those that need no plugin, or whose plugin is installed.
+
+    Folders that can't be read are added to `unreadable`.
+    """
     found = list_files(root, ALL_EXTENSIONS, unreadable)
     return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
 
 
 def list_files(root: Path, extensions: Iterable[str], unreadable: list[Path] | None = None) -> list[Path]:
-    """Files below `root` with one of the extensions, in any case, in a fixed order; hidden ones are passed over.
+    """The files below `root` with one of the extensions, upper or lower case, sorted. Hidden files are left out.
 
-    Links to folders are followed, but a folder is listed once: under its own path if that is below `root`, else under
-    the first link to it. A link to a file is a file of its own, even if it leads nowhere. Folders that can't be read
-    are added to `unreadable`.
+    Links to folders are followed, but each folder is listed only once: by its own path if that is below `root`, else by
+    the first link to it. A link to a file counts as a file, even when it is broken. Folders that can't be read are
+    added to `unreadable`.
     """
     refused = [] if unreadable is None else unreadable
     wanted = tuple(extensions)
     names: dict[tuple[str, ...], list[str]] = {}  # of the files in each folder, by its path below `root`
-    listed: set[tuple[int, int]] = set()
+    listed: set[tuple[int, int]] = set()  # device and inode of each folder
     ahead: list[tuple[str, ...]] = [()]
-    while ahead:  # first the real tree, then what its links lead to, then what the links found there lead to ...
+    while ahead:  # the real tree first, then the targets of its links, then those of the links found there, and so on
         links: list[tuple[str, ...]] = []
         for start in sorted(ahead):
             folders = [start]
@@ -80,7 +83,10 @@ def list_files(root: Path, extensions: Iterable[str], unreadable: list[Path] | N
 
 
 def _visible_entries(folder: str, listed: set[tuple[int, int]], unreadable: list[Path]) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden; nothing if it is in `listed`, where it is added, or can't be read."""
+    """The entries of a folder that are not hidden. A folder that is in `listed` already, or can't be read, has none.
+
+    Adds the folder to `listed`, or to `unreadable`.
+    """
     try:
         status = os.stat(folder)
         if (key := (status.st_dev, status.st_ino)) in listed:
@@ -88,7 +94,7 @@ def _visible_entries(folder: str, listed: set[tuple[int, int]], unreadable: list
         with os.scandir(folder) as entries:
             listed.add(key)
             return [entry for entry in entries if not entry.name.startswith(".")]
-    except FileNotFoundError:  # removed since its parent was read
+    except FileNotFoundError:  # removed since its parent was listed
         return []
     except OSError:
         unreadable.append(Path(folder))

@@ -1,4 +1,4 @@
-"""Any image file -> an upright sRGB picture, or a clear error."""
+"""Decodes any image file to an upright sRGB picture, and to the pixels that the model takes."""
 
 import io
 import itertools
@@ -29,38 +29,40 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _QUARTER_TURNS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
-_DRAFT_MARGIN = 1.9  # a JPEG decoded at half its size keeps this many times the size it is squashed to,
-_MOST_DETAIL = 10  # and neighbouring pixels differ by no more than this (of 255) on average
+# A JPEG is decoded at half its size only if that is still this many times the size it is resized to, and if its
+# neighbouring pixels then differ by no more than this (of 255) on average.
+_DRAFT_MARGIN = 1.9
+_MOST_DETAIL = 10
 _SRGB = ImageCms.createProfile("sRGB")
 _one_thread = threading.Lock()
 
 
 class ImageError(Exception):
-    """The file is not a picture that can be read; the message says why, without the path."""
+    """The file can't be read as a picture. The message says why, without the path."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What the model sees of a file, and the size in which a person sees it."""
+    """A decoded image at the model's size, and its original size."""
 
-    pixels: torch.Tensor  # uint8 (3, height, width) of the model
+    pixels: torch.Tensor  # uint8 (3, H, W) at the model's size
     size: tuple[int, int]  # (width, height) of the upright picture in the file, in pixels
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    image: Image.Image  # 8-bit L, RGB or CMYK, opaque, as it lies in the file
-    box: tuple[float, float, float, float]  # the part of `image` that shows the picture: all but a fraction of a pixel
-    size: tuple[int, int]  # (width, height) in the file
-    turn: Image.Transpose | None  # what sets it upright
-    profile: bytes | None  # ICC
+    image: Image.Image  # 8-bit L, RGB or CMYK, opaque, not yet turned upright
+    box: tuple[float, float, float, float]  # the picture within `image`: at half size, its edge may be a partial pixel
+    size: tuple[int, int]  # (width, height) in the file, before turning
+    turn: Image.Transpose | None  # the transposition that turns it upright
+    profile: bytes | None  # the ICC profile
 
 
 def load_image(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to sRGB in full size: as EXIF turns it, transparency over white, 16 bits cut to 8.
+    """Decode an image file to sRGB in full size, turned as EXIF says, over white where transparent, with 8 bits.
 
-    Of an animation the first frame. Raises ImageError, and nothing else, for a file that is missing, truncated, not an
-    image, not a regular file, or of more than `max_pixels` pixels (those are never decoded).
+    An animation gives its first frame. Raises ImageError, and nothing else, for a file that is missing, truncated, not
+    an image, not a regular file, or has more than `max_pixels` pixels (it is then not decoded).
     """
     with _reasons(image):
         decoded = _decode(image, max_pixels)
@@ -68,10 +70,11 @@ def load_image(image: ImageRef, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def load_pixels(image: ImageRef, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """`to_pixels(load_image(path), size)`, sooner: colours and orientation are seen to after the squash.
+    """Like `to_pixels(load_image(image), size)`, but faster; `size` is (height, width). Raises ImageError likewise.
 
-    A large JPEG is decoded at half its size, unless it shows fine detail, where that would be seen. Otherwise, for a
-    file that has no ICC profile and lies upright, the two are equal. Raises ImageError alike.
+    Colours and orientation are converted after resizing, when there are fewer pixels, and a large JPEG without fine
+    detail is decoded at half its size. Where neither applies (an upright file without ICC profile, decoded in full),
+    the pixels are equal.
     """
     with _reasons(image):
         decoded = _decode(image, max_pixels, at_least=size)
@@ -84,10 +87,10 @@ def load_pixels(image: ImageRef, size: tuple[int, int], *, max_pixels: int = MAX
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
-    """Squash an RGB picture to `size` = (height, width), bicubic. Returns uint8 (3, height, width).
+    """Resize an RGB picture to `size` = (height, width), bicubic, ignoring the aspect ratio. Returns uint8 (3, H, W).
 
-    This is the resize of the Florence-2 processor; `Captioner` does its rescaling and normalisation on the device, so
-    that a quarter of the bytes travels.
+    This is the resizing of the Florence-2 processor. Its rescaling and normalisation are left to
+    `VisionEncoder.normalise` on the device: uint8 is a quarter of the bytes to transfer.
     """
     height, width = size
     array = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -96,7 +99,7 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
 
 @contextmanager
 def _reasons(image: ImageRef) -> Iterator[None]:
-    """Turn whatever goes wrong with an image into an ImageError."""
+    """A context manager that turns every exception into an ImageError with a reason."""
     try:
         yield
     except ImageError:
@@ -107,15 +110,15 @@ def _reasons(image: ImageRef) -> Iterator[None]:
             f"needs the Python package {PACKAGES.get(plugin, plugin)}" if plugin and not load_plugin(plugin) else ""
         )
         raise ImageError(needed or "not an image that can be read") from None
-    except OSError as error:  # its whole text would name the path
+    except OSError as error:  # str(error) would contain the path
         raise ImageError(error.strerror or str(error) or type(error).__name__) from None
-    except Exception as error:  # decoders of broken files raise almost anything
+    except Exception as error:  # on broken files, decoders raise almost anything
         raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow without its own limit of pixels and without warnings; both are global, hence one thread at a time."""
+    """A context manager without Pillow's own pixel limit and warnings. Both are global: one thread at a time."""
     with _one_thread, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -127,7 +130,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 @contextmanager
 def _open(source: ImageRef) -> Iterator[Image.Image]:
-    """Open an image, of which only the header is read. Runs no program."""
+    """A context manager with the opened image, of which only the header is read. Starts no other program."""
     with source.open() as file:
         if not file.read(1):
             raise ImageError("empty file")
@@ -137,19 +140,19 @@ def _open(source: ImageRef) -> Iterator[Image.Image]:
         with _quiet_pillow():
             image = Image.open(file)
         with image:
-            if image.format == "EPS":  # Pillow would have Ghostscript run it
+            if image.format == "EPS":  # Pillow would run Ghostscript on it
                 raise UnidentifiedImageError
             yield image
 
 
 def _decode(source: ImageRef, max_pixels: int, at_least: tuple[int, int] | None = None) -> _Decoded:
-    """Decode an image: a JPEG at half its size where that leaves enough for `at_least` = (height, width)."""
+    """Decode an image. With `at_least` = (height, width), a JPEG that is large enough is decoded at half its size."""
     with _open(source) as image:
         width, height = size = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
         turn = None
-        with suppress(Exception), _quiet_pillow():  # broken EXIF says nothing about the picture
+        with suppress(Exception), _quiet_pillow():  # a picture with broken EXIF can still be fine
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
             turn = None if image.format == "TIFF" else _TURNS.get(orientation)  # Pillow turns TIFFs itself
         box = (0.0, 0.0, float(width), float(height))
@@ -159,9 +162,11 @@ def _decode(source: ImageRef, max_pixels: int, at_least: tuple[int, int] | None 
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16 bits lose the lower 8, as Pillow does itself with 16-bit colour; other pictures pass as they are.
+    """Convert greyscale of more than 8 bits to 8; other pictures are returned as they are.
 
-    32-bit whole numbers count as 16-bit if they fit, or else from 0 to their maximum; floats from 0 to 1 or to 255.
+    16-bit values lose their lower 8 bits, as Pillow does itself with 16-bit colour. 32-bit integers are taken for
+    16-bit values if they fit, else scaled by their maximum; floats are taken to range from 0 to 1, or to 255 if any
+    exceeds 1.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
@@ -175,13 +180,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     else:
         bits = values >> 8
     grey = Image.fromarray(bits.astype(np.uint8))
-    if (clear := image.info.get("transparency")) is not None:  # the value that is transparent
+    if (clear := image.info.get("transparency")) is not None:  # the grey value that stands for transparent
         grey.putalpha(Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8)))
     return grey
 
 
 def _to_opaque(image: Image.Image) -> Image.Image:
-    """An 8-bit picture as L, RGB or CMYK, transparency over white."""
+    """Convert an 8-bit picture to L, RGB or CMYK, with transparent parts over white."""
     image.load()
     base = image.mode if image.mode == "CMYK" else "L" if Image.getmodebase(image.mode) == "L" else "RGB"
     if not image.has_transparency_data:
@@ -192,7 +197,7 @@ def _to_opaque(image: Image.Image) -> Image.Image:
 
 
 def _finish(image: Image.Image, decoded: _Decoded) -> Image.Image:
-    """The picture, or the picture squashed, in sRGB and upright."""
+    """Convert `image`, which is `decoded.image` or a resized copy, to sRGB and turn it upright."""
     if decoded.profile and (transform := _to_srgb(decoded.profile, image.mode)):
         image = transform.apply(image.convert(transform.input_mode))
     elif image.mode != "RGB":
@@ -202,23 +207,23 @@ def _finish(image: Image.Image, decoded: _Decoded) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform from an ICC profile; None where the profile is broken or changes (next to) nothing."""
+    """The transform from an ICC profile to sRGB; None where the profile is broken or makes no visible difference."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if mode == "L" and source.profile.xcolor_space.strip() == "RGB":
-            mode = "RGB"  # grey levels of a colour space
+            mode = "RGB"  # a grey picture with a colour profile
         transform = ImageCms.ImageCmsTransform(source, ImageCms.ImageCmsProfile(_SRGB), mode, "RGB")
         bands = Image.getmodebands(mode)
         levels = bytes(itertools.chain(*itertools.product(range(0, 256, 51), repeat=bands)))
         probe = Image.frombytes(mode, (len(levels) // bands, 1), levels)
         change = np.asarray(transform.apply(probe), np.int16) - np.asarray(probe.convert("RGB"), np.int16)
-    except Exception:  # a picture with a broken profile is still a picture
+    except Exception:  # a picture with a broken profile can still be fine
         return None
     return transform if np.abs(change).max() > 2 else None
 
 
 def _detail(image: Image.Image) -> float:
-    """Mean difference of neighbouring pixels, over each 16th row and column."""
+    """Mean absolute difference of neighbouring pixels (0 to 255), over every 16th row and every 16th column."""
     rows = image.resize((image.width, max(1, image.height // 16)), Image.Resampling.NEAREST)
     columns = image.resize((max(1, image.width // 16), image.height), Image.Resampling.NEAREST)
     across = np.abs(np.diff(np.asarray(rows, np.int16), axis=1)).mean()

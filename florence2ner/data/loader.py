@@ -1,4 +1,4 @@
-"""Samples -> windows of batches, decoded ahead of the device by processes of their own where that helps."""
+"""Loads samples as windows of batches; DataLoader workers decode images ahead of the device where that helps."""
 
 import os
 import signal
@@ -22,19 +22,20 @@ from florence2ner.model.inputs import Features
 
 @dataclass(frozen=True)
 class Workers:
-    """Who decodes images ahead of the device, and where to."""
+    """The DataLoader workers of one training process."""
 
-    processes: int = 0
-    prefetch: int | None = None  # batches that each of them keeps ready; None: as many as the loader needs
-    pin_memory: bool = False
+    processes: int = 0  # 0: images are decoded in the training process itself
+    prefetch: int | None = None  # batches that each worker keeps ready; None: chosen by `_data_loader`
+    pin_memory: bool = False  # whether batches are in page-locked memory
 
     @classmethod
     def for_device(
         cls, device: torch.device, *, processes: int | None, prefetch: int | None, pin_memory: bool | None
     ) -> Self:
-        """What is asked for; None is chosen for a process that computes on `device`: a share of the machine's cores.
+        """The workers with the settings given; None is chosen for a process that computes on `device`.
 
-        A CPU is busy with the model itself: decoding in between costs the least.
+        That is one worker per core that this process has a share in, at most 8, beside a GPU; and none beside a CPU,
+        whose cores the model itself keeps busy.
         """
         cores = (os.cpu_count() or 1) // launcher.local_processes()
         chosen = 0 if device.type == "cpu" else min(8, max(1, cores))
@@ -49,10 +50,10 @@ NO_WORKERS = Workers()
 
 
 class TrainLoader:
-    """The windows of one process, from update `first` up to `end`, over as many epochs as that takes.
+    """Iterates over the windows of one process, from update `first` up to but not including `end`, across epochs.
 
-    One DataLoader serves the whole run: no worker restarts and no gap between epochs. A resumed run starts at its
-    update; nothing is decoded to be thrown away.
+    One DataLoader serves the whole run, so that workers don't restart and the device doesn't wait between epochs. A
+    resumed run starts directly at its update: no image is decoded only to be skipped.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TrainLoader:
         features: FeatureSource | None = None,
         depth: int = 1,
     ) -> None:
-        """`depth` is the number of batches that a window usually has."""
+        """`process` is this process's index; `depth` is the usual number of batches per window."""
         self.planned = _PlannedBatches(order, process, first, end)
         dataset = SampleDataset(samples, _image_size(processor), features=features)
         self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth)
@@ -80,10 +81,10 @@ class TrainLoader:
 
 
 class SequentialLoader:
-    """One batch of samples per window, as `batches` lists them: for evaluation, captioning and encoding.
+    """Iterates over windows of one batch each: for evaluation, captioning and encoding.
 
-    `batches` may be a generator: it is asked for the next one when that is to be decoded. `text` False leaves out
-    prompts and captions.
+    `batches` lists the indices of each batch's samples. It may be a generator, and is advanced only when the next batch
+    is to be decoded. `text` False leaves out prompts and captions.
     """
 
     def __init__(
@@ -106,8 +107,10 @@ class SequentialLoader:
 
 
 class SampleDataset(Dataset[Example]):
-    """Decodes the image of a sample to `image_size` (height, width). An unreadable one becomes a blank picture that
-    does not count."""
+    """Loads a sample's cached encoding, or else decodes its image to `image_size` (height, width).
+
+    An image that can't be read becomes a black one that is not valid.
+    """
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class SampleDataset(Dataset[Example]):
 
 @dataclass(frozen=True)
 class _PlannedBatches:
-    """The micro-batches of one process from update `first` up to `end`: a DataLoader's batch sampler."""
+    """The batch sampler of `TrainLoader`: the micro-batches of one process from update `first` up to `end`."""
 
     order: DataOrder
     process: int
@@ -147,7 +150,7 @@ class _PlannedBatches:
     end: int
 
     def windows(self) -> Iterator[list[list[Draw]]]:
-        """The micro-batches of one update after the other."""
+        """The same micro-batches, grouped by update."""
         return (self.order.window(update, self.process) for update in range(self.first, self.end))
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -174,16 +177,19 @@ def _data_loader(
         batch_sampler=batch_sampler,
         collate_fn=Collator(dataset.samples, processor, encoded_type),
         num_workers=workers.processes,
-        # A window is taken whole before its first forward: keep one ready, or the device waits for it.
+        # `TrainLoader` collects a whole window before its first forward: have a whole one ready, or the device waits.
         prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,
         pin_memory=workers.pin_memory,
-        # Its own, or each new iterator would draw a seed from the global one and a resumed run would part ways.
+        # Without it, each new iterator draws from torch's global generator, which changes the dropout of resumed runs.
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_main_process,
     )
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and schedulers signal the workers too; the images that they decode are needed to finish the update."""
+    """Ignore SIGINT and SIGTERM in a worker: its images are still needed to finish the update.
+
+    Ctrl-C and schedulers signal the workers too.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

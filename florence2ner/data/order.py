@@ -1,4 +1,4 @@
-"""Which samples each update takes: a pure function of the seed and the epoch."""
+"""Which samples each update takes: a pure function of seed, epoch and global batch."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
@@ -8,19 +8,23 @@ from typing import Any, Protocol
 import numpy as np
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-_SORTED_TOGETHER = 16  # windows whose samples are sorted by length: enough for little padding, few enough to be random
+_SORTED_TOGETHER = 16  # windows sorted by length at a time: enough for little padding, few enough to stay random
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Which sample a batch takes. Without `valid` it is a filler, drawn only to keep processes in step."""
+    """One sample of a batch, by its index in the dataset.
+
+    One that is not `valid` doesn't count: it is a filler, which gives all processes the same number of micro-batches,
+    or its image can't be read.
+    """
 
     index: int
     valid: bool = True
 
 
 class DataOrder(Protocol):
-    """The order in which a run takes its samples, known before any is read."""
+    """The order in which a run takes its samples, known before any of them is read."""
 
     @property
     def global_batch(self) -> int:
@@ -28,7 +32,7 @@ class DataOrder(Protocol):
 
     @property
     def updates_per_epoch(self) -> int | None:
-        """Optimizer updates per epoch; None where nobody knows how many samples there are."""
+        """Optimizer updates per epoch; None where the number of samples is unknown."""
 
     def window(self, update: int, process: int) -> list[list[Draw]]:
         """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0."""
@@ -36,18 +40,18 @@ class DataOrder(Protocol):
 
 @dataclass(frozen=True)
 class ShuffledOrder:
-    """Samples of a known number, shuffled anew for each epoch.
+    """A dataset of known size, reshuffled in each epoch.
 
-    The samples of one update are a slice of `order(epoch)` that depends on the global batch only, so runs on one or
-    many processes, with large micro-batches or small, see the same data in the same order.
+    The samples of one update are a slice of `order(epoch)` that depends on the size of the global batch only. So runs
+    on one or many processes, with large or small micro-batches, see the same data in the same order.
     """
 
     samples: Sized
-    batch_size: int
-    accumulation: int
+    batch_size: int  # samples per micro-batch and process
+    accumulation: int  # micro-batches per update
     processes: int
     seed: int
-    lengths: tuple[int, ...] | None = None  # tokens of each caption, to put captions of like length together
+    lengths: tuple[int, ...] | None = None  # tokens of each sample's caption, to group samples by length; None: don't
 
     @property
     def global_batch(self) -> int:
@@ -56,11 +60,11 @@ class ShuffledOrder:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimizer updates per epoch; the last one may be short."""
+        """Optimizer updates per epoch; the last may have fewer samples."""
         return -(-len(self.samples) // self.global_batch)
 
     def order(self, epoch: int) -> Indices:
-        """The order in which an epoch takes the samples."""
+        """The indices of all samples in the order of an epoch: (number of samples,) int64."""
         if self.lengths is None:
             return _order(len(self.samples), self.seed, epoch)
         return _order_by_length(len(self.samples), self.seed, epoch, self.lengths, self.global_batch)
@@ -68,11 +72,11 @@ class ShuffledOrder:
     def window(self, update: int, process: int) -> list[list[Draw]]:
         """The micro-batches that `process` contributes to optimizer update number `update`, counted from 0.
 
-        A short last window is dealt out evenly; a process left with nothing draws a filler.
+        The epoch's last window may be short: it is divided evenly, and a process without a sample gets a filler.
         """
         epoch, position = divmod(update, self.updates_per_epoch)
         drawn = self.order(epoch)[position * self.global_batch :][: self.global_batch]
-        if self.lengths is not None:  # the gradient of a window doesn't depend on the order inside
+        if self.lengths is not None:  # similar lengths into the same micro-batch; the update's gradient stays the same
             drawn = drawn[np.argsort([-self.lengths[i] for i in drawn], kind="stable")]
         micro_batches = -(-len(drawn) // (self.batch_size * self.processes))
         shares = np.array_split(drawn, micro_batches * self.processes)[process :: self.processes]
@@ -80,7 +84,7 @@ class ShuffledOrder:
 
 
 def deal(samples: int, batch_size: int, *, process: int, processes: int) -> list[Sequence[int]]:
-    """The batches of one process when samples 0, 1, 2 ... are dealt out to all processes in turn."""
+    """The batches of one process when samples 0, 1, 2 ... are dealt to the processes in turn, like cards."""
     share = range(process, samples, processes)
     return [share[at : at + batch_size] for at in range(0, len(share), batch_size)]
 
@@ -92,11 +96,14 @@ def _order(samples: int, seed: int, epoch: int) -> Indices:
 
 @lru_cache(maxsize=2)
 def _order_by_length(samples: int, seed: int, epoch: int, lengths: tuple[int, ...], window: int) -> Indices:
-    """The order of an epoch with samples of like length in the same window: sorted in stretches, windows shuffled."""
+    """`_order`, but with samples of similar length in the same window.
+
+    Each stretch of `_SORTED_TOGETHER` windows is sorted by length, and its windows are then shuffled.
+    """
     order = _order(samples, seed, epoch)
     rng = np.random.default_rng((seed, epoch, 1))
     windows: list[Indices] = []
-    whole = samples - samples % window  # a short last window stays the last
+    whole = samples - samples % window  # the samples of full windows; a short one stays at the end
     for at in range(0, whole, _SORTED_TOGETHER * window):
         stretch = order[at : min(at + _SORTED_TOGETHER * window, whole)]
         stretch = stretch[np.argsort(np.take(lengths, stretch), kind="stable")]

@@ -1,4 +1,4 @@
-"""What a dataset consists of: samples, each with a reference to its image; and what was found of them."""
+"""The samples of a dataset, each with a reference to its image, and the result of searching a folder for them."""
 
 import errno
 import os
@@ -13,9 +13,9 @@ from florence2ner.display import name_some
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image: a key that names it for good, and a way to open it.
+    """A reference to an image file: a stable key, and a way to open it.
 
-    Cache, split.json, failures and reports go by the key; what is said on the way names the path.
+    Cache, split.json and results use the key; messages to the user name the path.
     """
 
     key: str  # the path below the root of the dataset, with slashes; without a root, the path as it was given
@@ -28,16 +28,16 @@ class ImageRef:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """An image of its own."""
+        """An image that belongs to no dataset."""
         return cls(path.as_posix(), path)
 
     @property
     def suffix(self) -> str:
-        """What its name says of its format: a lower-case extension with its dot."""
+        """The file name's extension in lower case, with its dot."""
         return self.path.suffix.lower()
 
     def open(self) -> BufferedReader:
-        """The file, for reading. Waits for no pipe. Raises OSError with a reason that doesn't name the path."""
+        """Open the file for reading. Raises OSError for anything but a regular file: opening a pipe could block."""
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
@@ -54,7 +54,7 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, the task asked of it, and the answers to it that are right: none where one is to be generated."""
+    """An image, the task asked about it, and its reference captions: none where a caption is to be generated."""
 
     image: ImageRef
     task_prompt: str
@@ -62,13 +62,13 @@ class Sample:
 
     @property
     def caption(self) -> str:
-        """The answer that is learnt and compared with: the first."""
+        """The caption to train on and to compare with: the first. Raises IndexError where there is none."""
         return self.captions[0]
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """The captioned images of a dataset, in sorted order, and what was found but can't be used."""
+    """The captioned images found in a dataset, in sorted order, and the files that can't be used."""
 
     samples: tuple[Sample, ...]
     images_without_caption: tuple[Path, ...] = ()
@@ -76,7 +76,7 @@ class Discovery:
     unreadable_folders: tuple[Path, ...] = ()
 
     def report(self) -> list[str]:
-        """A line for each kind of file that is left out, with its number and a few names."""
+        """One line for each kind of file that is left out, with their number and a few names."""
         left_out = {
             "images have no caption": self.images_without_caption,
             "captions have no image": self.captions_without_image,

@@ -1,4 +1,4 @@
-"""Which samples are trained on and which are held out for evaluation, and the file that says so."""
+"""Splits a dataset into samples to train on and samples held out for evaluation, and reads split.json back."""
 
 import json
 import os
@@ -31,11 +31,12 @@ class Split:
 
 
 def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int) -> tuple[Split, Discovery]:
-    """The train and eval samples of a dataset, and all that was discovered on the way.
+    """The train and eval samples of the dataset in `root`, and what was discovered in it.
 
-    `root/train` and `root/eval` are used when present; otherwise a share of `eval_ratio` is held out, chosen by `seed`
-    alone. `eval_ratio` None holds nothing out. What is in `root/eval`, be it by a link, is never trained on. Raises
-    UserError when that leaves nothing to train or evaluate on.
+    Training samples come from `root/train` where it exists, else from `root`. Held out are the samples of `root/eval`
+    where it exists, else a share `eval_ratio` of those found, chosen by `seed` alone; with `eval_ratio` None, nothing.
+    Images in `root/eval`, or linked from there, are never trained on. Raises UserError when nothing is left to train or
+    evaluate on.
     """
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     found = discover_samples(root, task_prompt, folder=train_root if train_root.is_dir() else root)
@@ -63,7 +64,7 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
 
 
 def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> Split:
-    """The split without the samples whose caption has more than `limit` tokens.
+    """The split without the samples whose caption has more than `limit` tokens; `count_tokens` gives their numbers.
 
     Raises UserError when that leaves nothing to train or evaluate on.
     """
@@ -79,19 +80,19 @@ def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence
 
 
 def split_to_json(split: Split, root: Path) -> str:
-    """Which images of the dataset in `root` are trained on and which are held out; `read_split` reads it back."""
+    """The content of split.json: the dataset's folder, and the keys of both kinds of images. `read_split` reads it."""
     names = {
         _ROOT: str(root.resolve()),
         _TRAIN: [sample.image.key for sample in split.train],
         _EVAL: [sample.image.key for sample in split.eval],
     }
     text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
-    # Bytes of a name that are not UTF-8 are lone surrogates in Python, which no file can hold but escaped.
+    # Python has lone surrogates for bytes of a file name that are not UTF-8; a UTF-8 file can hold them only escaped.
     return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
 def read_split(path: Path, read_sample: Callable[[str], Sample]) -> Split:
-    """The split that a run wrote; `read_sample` finds a sample by the key of its image.
+    """The split that a run wrote to `path`; `read_sample` returns the sample for an image's key.
 
     Raises UserError when the file is not a split, and what `read_sample` raises.
     """
@@ -100,7 +101,7 @@ def read_split(path: Path, read_sample: Callable[[str], Sample]) -> Split:
 
 
 def images_trained_on(path: Path) -> set[Path]:
-    """The images that the run of a split file trained on. Raises UserError when the file is not a split."""
+    """Paths of the images that the run with this split file trained on. Raises UserError when it is not a split."""
     names = _read(path)
     return {Path(names[_ROOT], key) for key in names[_TRAIN]}
 

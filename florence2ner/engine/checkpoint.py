@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and the way back into a run."""
+"""Checkpoints of a training run: writing them atomically, deleting old ones, and resuming from one."""
 
 import errno
 import json
@@ -23,31 +23,31 @@ _PREFIX, _UNFINISHED = "step-", ".unfinished-"
 
 @dataclass(kw_only=True)
 class TrainState:
-    """Where a training run stands, all of it plain numbers and text: saved as JSON beside the optimizer's state."""
+    """The progress of a training run. Only numbers and text, as it is saved as JSON beside the optimizer's state."""
 
-    step: int = 0  # optimizer updates done, skipped ones included: the position in the data
+    step: int = 0  # optimizer updates done, skipped ones included; also the position in the data
     samples_seen: int = 0
-    skipped_updates: int = 0  # for a loss or gradient that was not finite
-    skipped_in_a_row: int = 0
-    unlogged_loss: float = 0.0  # nats, and the tokens they are summed over, since the last log line
-    unlogged_tokens: int = 0
-    best_step: int | None = None  # the checkpoint with the best metric, and that metric
-    best_saved_value: float | None = None
-    best_value: float | None = None  # of all evaluations, for early stopping
-    evaluation_due: bool = False  # a signal came before the evaluation of this step
+    skipped_updates: int = 0  # because of a loss or gradient that was not finite
+    skipped_in_a_row: int = 0  # skipped updates since the last good one
+    unlogged_loss: float = 0.0  # sum over all label tokens since the last log line, in nats
+    unlogged_tokens: int = 0  # the number of these tokens
+    best_step: int | None = None  # the step of the checkpoint with the best metric
+    best_saved_value: float | None = None  # that checkpoint's metric
+    best_value: float | None = None  # the best metric of all evaluations, for early stopping
+    evaluation_due: bool = False  # this step's evaluation is still to be done, because a signal came first
     evaluations_since_best: int = 0
     processes: int = 1
-    global_batch: int = 0  # samples per update: with the seed, it fixes the order of the data
+    global_batch: int = 0  # samples per update; with the seed, it determines the order of the data
     tracker_id: str = ""  # of the Weights & Biases run
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay on the disk. The newest and the best always do."""
+    """Which checkpoints are kept. The newest and the best always are."""
 
-    limit: int | None  # how many, the oldest go first; None: all
-    states: bool = False  # whether all of them keep their training state; else only the newest does
-    spared: Collection[int] = ()  # steps that are never deleted
+    limit: int | None  # the number to keep, the oldest are deleted first; None: all
+    states: bool = False  # whether all of them keep their training state, or only the newest
+    spared: Collection[int] = ()  # steps of further checkpoints that are never deleted
 
 
 def save_checkpoint(
@@ -59,16 +59,16 @@ def save_checkpoint(
     retention: Retention,
     with_weights: bool = False,
 ) -> Path:
-    """Write a checkpoint, then drop what is no longer to be kept. Every process must call this.
+    """Write a checkpoint, delete those that `retention` doesn't keep, return its path. Every process must call this.
 
-        run_dir/step-<n>/          what `export` writes: model and processor, for plain `from_pretrained`
-        run_dir/step-<n>/state/    optimizer, random generators (`Accelerator.save_state`) and the counters, as JSON;
-                                   the weights too where `with_weights` says that the export doesn't hold them exactly
+        run_dir/step-<n>/          what `export` writes, in the main process: model and processor, for `from_pretrained`
+        run_dir/step-<n>/state/    optimizer and random generators (`Accelerator.save_state`), and `state` as JSON;
+                                   with `with_weights` also the weights, for exports that don't hold them exactly
         run_dir/latest, best       links to checkpoints
 
-    A checkpoint is written under another name, flushed to disk and renamed, so that a `step-<n>` is always complete; to
-    be deleted, it is renamed first.
-    Raises UserError, in every process, when the disk is full; the checkpoints of before are then untouched.
+    A checkpoint is written under another name, flushed to disk and renamed, and renamed again before it is deleted: a
+    folder named `step-<n>` is always complete. Raises UserError, in every process, when the disk is full; earlier
+    checkpoints are then untouched.
     """
     unfinished, final = run_dir / f"{_UNFINISHED}{_PREFIX}{state.step}", run_dir / f"{_PREFIX}{state.step}"
 
@@ -93,21 +93,22 @@ def save_checkpoint(
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, the oldest first."""
+    """The checkpoints of a run, the oldest first. All are complete."""
     found = [path for path in run_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The number of optimizer updates behind a checkpoint directory."""
+    """The number of optimizer updates after which a checkpoint was written, from its directory's name."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
-    """The checkpoint to go on from: `resume` is "latest", a checkpoint's path or None. None: a run from the start.
+    """The checkpoint to resume from, or None for a new run. `resume` is "latest", the path of a checkpoint or None.
 
-    "latest" of a run without checkpoints is a start too, so that one command serves a job that is started again and
-    again. Raises UserError for a path without a training state, and when a new run would go into a used folder.
+    "latest" starts a new run where there is no checkpoint yet, so that the same command works each time that a job is
+    started. Raises UserError for a path without a training state, and when `run_dir` has checkpoints of which the
+    newest is not the one to resume from: old and new ones would mix.
     """
     checkpoints = list_checkpoints(run_dir)
     if resume is None or (resume == LATEST and not checkpoints):
@@ -131,7 +132,7 @@ def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
 
 
 def load_train_state(checkpoint: Path) -> TrainState:
-    """The counters of a checkpoint."""
+    """The `TrainState` that was saved in a checkpoint. Raises UserError where it is damaged or of another version."""
     path = checkpoint / STATE_FOLDER / STATE_FILE
     try:
         return TrainState(**json.loads(path.read_text(encoding="utf-8")))
@@ -142,12 +143,12 @@ def load_train_state(checkpoint: Path) -> TrainState:
 
 
 def holds_weights(checkpoint: Path) -> bool:
-    """Whether the training state has the weights, since the export beside it may not hold them to the bit."""
+    """Whether the training state contains the weights (see `with_weights` of `save_checkpoint`)."""
     return any((checkpoint / STATE_FOLDER).glob("model*.safetensors"))
 
 
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Bring optimizer and random generators back, and the weights where they are part of the state."""
+    """Restore optimizer and random generators, and weights if the state contains them. Every process must call this."""
     folder = checkpoint / STATE_FOLDER
     hook = accelerator.register_load_state_pre_hook(_unwrap_models if holds_weights(checkpoint) else _leave_out_models)
     try:
@@ -157,7 +158,7 @@ def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what a run that was killed left half-written or half-deleted."""
+    """Remove checkpoints that a run was writing or deleting when it was killed. Only one process may call this."""
     for leftover in run_dir.glob(f"{_UNFINISHED}*"):
         if leftover.is_symlink():
             leftover.unlink()
@@ -174,7 +175,7 @@ def _write(
     *,
     with_weights: bool,
 ) -> None:
-    """Write a whole checkpoint to `unfinished`, then make it `final`. Each part is done in all processes or in none."""
+    """Write a checkpoint to `unfinished`, then rename it to `final`. When a part fails in one process, all raise."""
 
     def write_export() -> None:
         if accelerator.is_main_process:
@@ -201,7 +202,7 @@ def _write(
 
 
 def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:
-    """Delete what is no longer to be kept, but never a step of `kept`."""
+    """Delete states and checkpoints that `retention` doesn't keep, but no checkpoint whose step is in `kept`."""
     older = list_checkpoints(run_dir)[:-1]
     if not retention.states:
         for checkpoint in older:
@@ -214,15 +215,15 @@ def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:
 
 
 def _discard(directory: Path, through: Path | None = None) -> None:
-    """Delete a directory such that a kill half-way leaves nothing that looks complete."""
+    """Delete a directory. It is renamed (to `through`) first, so that a kill leaves no incomplete `step-<n>`."""
     doomed = through or directory.with_name(f"{_UNFINISHED}{directory.name}-old")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)  # what is left, such as a file open over NFS, is swept at the next start
+    shutil.rmtree(doomed, ignore_errors=True)  # `sweep` removes what is left, such as a file that is open over NFS
 
 
 def _link(link: Path, target: Path) -> None:
-    """Point `link` to its neighbour `target`, in one step. A file system without links goes without."""
+    """Make `link` a symbolic link to `target` in the same folder, atomically. Does nothing where that can't be done."""
     unfinished = link.with_name(f"{_UNFINISHED}{link.name}")
     with suppress(OSError):
         unfinished.unlink(missing_ok=True)
@@ -231,34 +232,34 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) -> None:
-    """The export holds the weights already; Accelerate would write them a second time."""
+    """Save hook: have Accelerate write no weights, as the export holds them already."""
     weights.clear()
 
 
 def _unwrap_weights(models: list[Any], weights: list[dict[str, Any]], directory: str) -> None:
-    """Weights by the names that they have without DDP, so that any number of processes can load them."""
+    """Save hook: write weights without DDP's prefix of names, so that any number of processes can load them."""
     weights[:] = [extract_model_from_parallel(model).state_dict() for model, _ in zip(models, weights, strict=False)]
 
 
 def _unwrap_models(models: list[Any], directory: str) -> None:
-    """The models that take those names."""
+    """Load hook, the counterpart of `_unwrap_weights`: load into the models without their DDP wrappers."""
     models[:] = [extract_model_from_parallel(model) for model in models]
 
 
 def _leave_out_models(models: list[Any], directory: str) -> None:
-    """The model was loaded from the export."""
+    """Load hook: have Accelerate load no weights, as the model was loaded from the export."""
     models.clear()
 
 
 def _is_disk_full(error: Exception, directory: Path) -> bool:
-    """Whether a failed write ran out of space. safetensors and torch say so in words or not at all."""
+    """Whether a failed write ran out of space. safetensors and torch say so only in the message, or not at all."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left" in str(error) or shutil.disk_usage(directory).free < 2**20
 
 
 def _flush(directory: Path) -> None:
-    """Wait until everything in `directory` is on the disk."""
+    """fsync everything in `directory`."""
     for folder, _, names in os.walk(directory):
         for name in names:
             _flush_file(Path(folder, name))

@@ -1,4 +1,4 @@
-"""What the processes of a run do together, and what they must agree on."""
+"""Collective operations: acting together or not at all, and checking that all processes agree."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,7 +16,11 @@ from florence2ner.errors import UserError
 
 
 def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
-    """Do `action` in every process. Where it fails in one, all raise; none is left waiting for it."""
+    """Call `action` in this process and wait for the others to do so. Every process must call this.
+
+    Where it fails, its exception is raised; where it fails only in another process, a RuntimeError, so that no process
+    goes on and waits for one that has failed.
+    """
     failure: Exception | None = None
     try:
         action()
@@ -30,19 +34,22 @@ def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
 
 
 def destroy_process_group() -> None:
-    """Close the connections to the other processes, at the end of a command that went well."""
+    """Destroy the process group, at the end of a command that went well."""
     PartialState().destroy_process_group()
 
 
 def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Assert that all processes hold the same weights: from here on a difference would only grow."""
+    """Assert that all processes hold the same weights, by the sum of each parameter. Every process must call this."""
     sums = torch.stack([parameter.detach().double().sum() for parameter in model.parameters()])[None]
     everywhere = accelerator.gather(sums)
     assert (everywhere == everywhere[0]).all(), "the processes hold different weights; please report this as a bug"
 
 
 def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
-    """Raise UserError where a fact is not the same in all processes, naming it and the processes that differ."""
+    """Raise UserError, in every process, where the `repr` of a fact differs from that of the main process.
+
+    The message names the facts and the processes that differ. Every process must call this.
+    """
     hashes = [{name: hashlib.sha256(repr(fact).encode()).hexdigest() for name, fact in facts.items()}]
     everywhere = gather_object(hashes) if accelerator.num_processes > 1 else hashes
     differing = {
@@ -58,6 +65,6 @@ def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error in a collective operation means that another process has gone, or did not answer in time."""
+    """Whether an error means that another process died or timed out: by its type, or by words in its message."""
     text = str(error)
     return isinstance(error, DistError) or any(sign in text for sign in ("gloo", "NCCL", "process group", "by peer"))

@@ -1,4 +1,4 @@
-"""The one loop under train, eval, caption and the filling of the feature cache."""
+"""The loop that train, eval, caption and the filling of the feature cache share."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol, Self, TypeVar
@@ -7,10 +7,10 @@ import torch
 
 
 class Movable(Protocol):
-    """What a step works on: anything that can be moved to a device."""
+    """The items of a loop: anything that can be moved to a device."""
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """The same item on `device`."""
 
 
 Item = TypeVar("Item", bound=Movable)
@@ -24,9 +24,9 @@ def run_loop(
     *,
     device: torch.device,
 ) -> None:
-    """Take each item to the device, do one step with it, then what is due; until the items end.
+    """Move each item to `device`, call `step` on it, then `after_step` on the item and the result.
 
-    `after_step` logs, evaluates, saves and writes; it returns True to stop early.
+    `after_step` does whatever is due, such as logging, evaluating and saving. It returns True to end the loop early.
     """
     for item in items:
         moved = item.to(device)

@@ -1,4 +1,4 @@
-"""Batches that are cut smaller when memory runs out."""
+"""Smaller batches when memory runs out."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,21 +11,24 @@ Result = TypeVar("Result")
 
 
 class AdaptiveBatch:
-    """Runs a function over the rows of a batch; where memory runs out, it gets half as many at once from then on."""
+    """Calls a function on at most `size` rows of a batch at once; `size` is halved for good when memory runs out."""
 
     def __init__(self, size: int, notify: Callable[[str], None]) -> None:
         self.size = size
         self._notify = notify
 
     def run(self, function: Callable[[slice], list[Result]], rows: int) -> list[Result]:
-        """The results of `function(rows a..b)` over all rows. Raises UserError when one row alone is too much."""
+        """The results for rows 0 to `rows` - 1; `function` returns one for each row of the slice that it is given.
+
+        Raises UserError when memory doesn't suffice for a single row.
+        """
         results: list[Result] = []
         while len(results) < rows:
             part = slice(len(results), min(len(results) + self.size, rows))
             if (done := self._try(function, part)) is not None:
                 results += done
                 continue
-            # Out of the `except`, which would keep the tensors of the failed try alive.
+            # Not inside the `except` block of `_try`, where the traceback keeps the tensors of the failed call alive.
             clear_device_cache(garbage_collection=True)
             tried = part.stop - part.start
             if tried == 1:

@@ -1,4 +1,4 @@
-"""Work that the processes of a run share out among themselves, and numbers that they keep together, without waiting."""
+"""A work queue from which processes take items, and shared counters, without waiting for each other."""
 
 import time
 from collections import Counter
@@ -12,36 +12,40 @@ _POLL = 0.1  # seconds
 
 
 class WorkQueue:
-    """Items 0, 1, 2 ... from which every process takes what no other has taken, and numbers that all can add to.
+    """A queue of the items 0, 1, 2 ..., each of which goes to a single process, and counters that all processes share.
 
-    The launcher's own store keeps the numbers, so any process can read and change them at any moment.
+    The counters are in the key-value store of the process group, so that a process can read and change them at any
+    time, without a collective operation. A single process keeps them in memory.
     """
 
     def __init__(self, accelerator: Accelerator, name: str) -> None:
-        """`name` tells this queue from others of the same processes."""
+        """`name` must be the same in all processes, and different from that of every other queue of the run."""
         self._local: Counter[str] = Counter()
         shared = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self._store = PrefixStore(name, _get_default_store()) if shared else None
         self._processes = accelerator.num_processes
 
     def add(self, name: str, number: int = 1) -> int:
-        """Add to a number; returns what it is then."""
+        """Add `number` to the counter `name`, atomically. Returns its new value."""
         if self._store is not None:
             return int(self._store.add(name, number))
         self._local[name] += number
         return self._local[name]
 
     def get(self, name: str) -> int:
-        """A number as it is now; 0 where nobody has added to it."""
+        """The value of the counter `name`; 0 where nothing was added to it."""
         return self.add(name, 0)
 
     def claim(self, total: int, size: int) -> Iterator[list[int]]:
-        """Take the next `size` of the items 0..total-1 that no process has taken, until none is left."""
+        """Yield the next `size` items of 0 .. `total` - 1 that no process has taken, until none is left.
+
+        `total` and `size` must be the same in all processes. For other items, make another queue.
+        """
         while (first := self.add("claimed", size) - size) < total:
             yield list(range(first, min(first + size, total)))
 
     def wait_for_all(self, meanwhile: Callable[[], None]) -> None:
-        """Return when every process has come here; one that waits calls `meanwhile` again and again."""
+        """Return when every process has called this. Until then, `meanwhile` is called about ten times a second."""
         self.add("arrived")
         while self.get("arrived") < self._processes:
             meanwhile()

@@ -1,4 +1,4 @@
-"""The one place that builds an Accelerator, and what has to be true of the processes before it is used."""
+"""Builds the Accelerator of a command: precision, seeds, timeout, and a check that all processes have met."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from accelerate.utils import (
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 
-SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # no process holds the whole model
+SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # a process may not hold the whole model
 
 
 def make_accelerator(
@@ -31,15 +31,14 @@ def make_accelerator(
     log_with: Sequence[Any] = (),
     project_dir: Path | None = None,
 ) -> Accelerator:
-    """Build the Accelerator of this process and seed every random generator (each process its own).
+    """Build the Accelerator of this process, and seed all random generators, differently in each process.
 
-    A process that waits longer than `timeout` for the others gives up.
-
-    Raises UserError where the processes that the launcher started do not see each other, or where the hardware can't
-    do the precision asked for.
+    `timeout` is how long a collective operation may wait for the other processes. Every process must call this. Raises
+    UserError where the processes that the launcher started haven't joined one process group, or where the hardware
+    doesn't support the precision asked for.
     """
-    # Mixed precision is the one setting that Accelerate keeps from an earlier command in the same process and refuses
-    # to change; the process group itself stays.
+    # Accelerate keeps the mixed precision of an earlier command in the same Python process and refuses to change it.
+    # This forgets it, but leaves the process group alone.
     AcceleratorState._reset_state()
     precision = resolve_mixed_precision(mixed_precision)
     try:
@@ -62,7 +61,7 @@ def make_accelerator(
 
 
 def resolve_mixed_precision(asked: str) -> str:
-    """ "auto" -> what `accelerate launch` was told, else bf16 where the hardware is fast at it, else "no"."""
+    """Replace "auto" by the setting of `accelerate launch`, else by "bf16" where that is fast, else by "no"."""
     if asked != "auto":
         return asked
     if told := os.environ.get("ACCELERATE_MIXED_PRECISION"):
@@ -75,7 +74,7 @@ def resolve_mixed_precision(asked: str) -> str:
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """What autocast casts to; None where it is off."""
+    """The dtype that autocast casts to; None where it is off."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's pre-emption as a request to stop at a good place, agreed on by all processes."""
+"""Turns SIGINT and SIGTERM into a request to stop at the next good point, on which all processes agree."""
 
 import signal
 import threading
@@ -9,14 +9,17 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
-# At Ctrl-C in a terminal, the shell signals every process and the launcher then signals its processes once more:
-# what comes this soon after the first (in seconds) is the same wish to stop.
+# On Ctrl-C the terminal signals every process, and the launcher then signals its processes once more: a second signal
+# within this many seconds of the first counts as the same one.
 _SAME_WISH = 1.0
-_GLANCE = 0.2  # seconds between two looks while waiting
+_GLANCE = 0.2  # seconds between two checks while waiting
 
 
 class StopSignals:
-    """Catches SIGINT and SIGTERM inside a `with`. The first is kept for the loop to find; a second stops at once."""
+    """A context manager that catches SIGINT and SIGTERM.
+
+    The first is only kept in `received`, for the loop to stop when it is ready; a second ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -24,7 +27,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # elsewhere, Python allows no signal handlers
             self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -42,13 +45,16 @@ class StopSignals:
             signal.raise_signal(number)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until a signal comes. Returns whether one has."""
+        """Sleep for some seconds, or until a signal comes. Returns whether one has come by then."""
         end = time.monotonic() + seconds
         while self.received is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, _GLANCE))
         return self.received is not None
 
     def agreed(self, accelerator: Accelerator) -> int | None:
-        """The signal that any process has received by now, the same in all of them. Every process must call this."""
+        """The signal that any of the processes has received (the highest number of several), or None.
+
+        The result is the same in all processes. Every process must call this.
+        """
         here = torch.tensor([self.received or 0], device=accelerator.device)
         return int(accelerator.gather(here).max()) or None

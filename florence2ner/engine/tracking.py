@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl, Weights & Biases, TensorBoard, all through Accelerate's trackers."""
+"""Logs metrics to metrics.jsonl, Weights & Biases and TensorBoard, all through Accelerate's trackers."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TABLE_COLUMNS = ("truth", "prediction", "image")
 
 
 class JsonlTracker(GeneralTracker):  # type: ignore[misc]
-    """One JSON object a line: step, seconds since the epoch, and the figures."""
+    """An Accelerate tracker that writes one JSON object per line: step, Unix time in seconds, and the metrics."""
 
     name = "jsonl"
     requires_logging_directory = False
@@ -36,12 +36,12 @@ class JsonlTracker(GeneralTracker):  # type: ignore[misc]
 
     @property
     def tracker(self) -> Path:
-        """The file."""
+        """The file that is written to; Accelerate wants this property."""
         return self.path
 
     @on_main_process  # type: ignore[untyped-decorator]
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        """Append a line. It is on its way to the disk when this returns."""
+        """Append a line; it is handed to the operating system when this returns. Raises UserError where that fails."""
         line = json.dumps({"step": step, "time": round(time.time(), 3)} | values) + "\n"
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -51,7 +51,7 @@ class JsonlTracker(GeneralTracker):  # type: ignore[misc]
 
 
 def build_trackers(log_with: Sequence[str], run_dir: Path) -> list[Any]:
-    """What to pass to the Accelerator as `log_with`. Raises UserError for a tracker that is not installed."""
+    """The trackers for the Accelerator's `log_with`. Raises UserError for a tracker that is not installed."""
     if "none" in log_with:
         return []
     if "tensorboard" in log_with and not find_spec("tensorboard"):
@@ -60,7 +60,7 @@ def build_trackers(log_with: Sequence[str], run_dir: Path) -> list[Any]:
 
 
 def rewind_metrics(run_dir: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`: a resumed run writes them again."""
+    """Remove lines of later steps than `step` from metrics.jsonl, since a resumed run writes them again."""
     path = run_dir / METRICS_FILE
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -77,9 +77,10 @@ def start_trackers(
     project: str,
     tracker_id: str,
 ) -> None:
-    """Open every tracker. W&B runs offline where there is no login or no network; it never asks.
+    """Start all trackers of the Accelerator. W&B runs offline where there is no login or no network; it never prompts.
 
-    `tracker_id` names the W&B run: a resumed run goes on in the one that it left.
+    `tracker_id` is the id of the W&B run; with the same id, a resumed run goes on in the same W&B run. Every process
+    must call this.
     """
     options: dict[str, Any] = {}
     if LoggerType.WANDB in accelerator.log_with:
@@ -102,12 +103,12 @@ def start_trackers(
 
 
 def has_tables(accelerator: Accelerator) -> bool:
-    """Whether a tracker can show a table."""
+    """Whether one of the trackers can show tables. Only Weights & Biases can."""
     return any(tracker.name == "wandb" for tracker in accelerator.trackers)
 
 
 def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.Image]], *, step: int) -> None:
-    """Show truth, prediction and thumbnail as a table, in the trackers that have tables."""
+    """Log rows of truth, prediction and thumbnail as a table, in the trackers that can show tables."""
     for tracker in accelerator.trackers:
         if tracker.name == "wandb" and accelerator.is_main_process:
             import wandb
@@ -117,7 +118,7 @@ def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.
 
 
 def _why_wandb_is_offline() -> str | None:
-    """The reason why W&B can't be online here, or None when it can."""
+    """Why W&B must run offline, or None where it can be online or is disabled. Tries its server for up to 5 seconds."""
     mode = os.environ.get("WANDB_MODE")
     if mode in {"offline", "disabled"}:
         return "WANDB_MODE=offline" if mode == "offline" else None
@@ -130,7 +131,7 @@ def _why_wandb_is_offline() -> str | None:
     except wandb.Error as error:
         return " ".join(str(error).split())
     except HTTPError:
-        return None  # an answer all the same
+        return None  # the server did answer
     except (OSError, HTTPException):
         return "its server can't be reached"
     return None

@@ -1,4 +1,4 @@
-"""How good a model is on a set of samples: loss over tokens, generated captions beside the truth."""
+"""Evaluates a model on captioned images: the loss per token, and generated captions against the references."""
 
 import json
 import math
@@ -37,26 +37,26 @@ from florence2ner.model.tasks import find_task
 
 @dataclass(frozen=True)
 class Row:
-    """One generated caption beside the truth."""
+    """A generated caption and its reference."""
 
-    image: str  # its key in the dataset
+    image: str  # the image's key in the dataset
     reference: str
     prediction: str
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of an evaluation. `exact_match` is over `captions`, the others over all samples."""
+    """The result of an evaluation. `exact_match` is computed over `captions`, the rest over all readable samples."""
 
-    loss: float  # nats per label token
+    loss: float  # mean over all label tokens, in nats
     perplexity: float
-    exact_match: float | None  # share; None where nothing was generated
-    samples: int
-    tokens: int
-    captions: tuple[Row, ...]
+    exact_match: float | None  # share from 0 to 1; None where nothing was generated
+    samples: int  # number of samples that could be read
+    tokens: int  # number of their label tokens
+    captions: tuple[Row, ...]  # in the order of the samples
 
     def figures(self) -> dict[MetricName, float]:
-        """The numbers to log, by metric name."""
+        """The metrics to log, by name, without those that are None."""
         values = {name: getattr(self, name.removeprefix("eval/")) for name in METRICS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -66,14 +66,15 @@ class _BatchResult:
     loss_sum: float
     tokens: int
     samples: int
-    predictions: tuple[tuple[int, str], ...]  # index of the sample, caption
+    predictions: tuple[tuple[int, str], ...]  # (index of the sample, generated caption)
 
 
 @quiet_transformers()
 def evaluate(config: EvalConfig) -> Evaluation:
-    """Evaluate a model on a folder of captioned images. Prints the figures and some captions.
+    """Evaluate a model on a folder of captioned images, and print the metrics and some captions.
 
-    Raises UserError for a dataset without pairs, a model that can't be found, an output that can't be written.
+    Every process must call this; each gets the whole result. Raises UserError for a dataset without captioned images, a
+    model that can't be loaded and an output that can't be written.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     display = Display(is_main=accelerator.is_main_process)
@@ -131,11 +132,11 @@ def evaluate_samples(
     features: FeatureSource | None = None,
     give_up: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Loss over all samples, and captions of the first `captions` of them (None: all). Every process must call this.
+    """Compute the loss over all samples, and generate captions for the first `captions` of them (None: for all).
 
-    The samples are shared out to the processes; each gets the whole result. Leaves the captioner in evaluation mode.
-    None when `give_up` said so in one of them, which it is asked after each batch. Raises UserError when no image can
-    be read.
+    Every process must call this: the samples are divided among them, and each gets the whole result. Leaves the
+    captioner in evaluation mode. `give_up` is called after each batch; when it returns True in any process, the result
+    is None. Raises UserError when no image can be read.
     """
     step = _EvaluationStep(accelerator, display, captioner, samples, generation, batch_size, captions)
     batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
@@ -159,7 +160,7 @@ def evaluate_samples(
 
 
 class _EvaluationStep:
-    """The loss of a batch, and captions of those of its images that are among the first `captions`."""
+    """A step of the loop: the loss of a batch, and captions for those of its samples with an index below `captions`."""
 
     def __init__(
         self,
@@ -184,7 +185,7 @@ class _EvaluationStep:
         with torch.no_grad(), self._accelerator.autocast():
             images = vision.resolve(batch.images)
             if isinstance(images, Pixels):
-                images = vision.encode(images)  # once, for loss and captions
+                images = vision.encode(images)  # here, so that loss and captions share it
             loss_sum = self._captioner(images, batch.text).sum()
             wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
             answers = self._write(type(images)(images.values[wanted]), batch.text, wanted) if wanted else []
@@ -231,7 +232,7 @@ def _print(result: Evaluation, *, show: int) -> None:
 
 
 def _warn_if_trained_on(model_name: str, samples: Sequence[Sample], display: Display) -> None:
-    """Say so when the checkpoint's run trained on some of these samples, as its split.json tells."""
+    """Print a note when the checkpoint's run trained on some of these samples, by the split.json in its run folder."""
     split_file = Path(model_name).absolute().parent / SPLIT_FILE
     if not split_file.is_file():
         return

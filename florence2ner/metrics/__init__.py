@@ -1,4 +1,4 @@
-"""Figures about captions, in one table: how each is computed and which way is better. Strings in, numbers out."""
+"""The metrics of an evaluation, in one table: how each is computed, and whether higher is better."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ MetricName = Literal["eval/loss", "eval/perplexity", "eval/exact_match"]
 
 @dataclass(frozen=True)
 class Observed:
-    """What figures are computed of: the mean loss, and captions beside the truth."""
+    """What metrics are computed from: the mean loss, and generated captions with their references in the same order."""
 
     loss: float  # nats per label token
     predictions: Sequence[str] = ()
@@ -19,7 +19,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure. `needs_captions`: there is none where nothing was generated."""
+    """One metric. With `needs_captions` it is left out where nothing was generated."""
 
     compute: Callable[[Observed], float]
     higher_is_better: bool = False
@@ -27,7 +27,10 @@ class Metric:
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Share of predictions equal to their reference, white space at the ends aside. Raises ValueError when empty."""
+    """Share (0 to 1) of predictions equal to their reference, ignoring white space at both ends.
+
+    Raises ValueError for no captions at all, or for different numbers of the two.
+    """
     if not references:
         raise ValueError("no captions to compare")
     hits = [
@@ -38,7 +41,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 METRICS: dict[MetricName, Metric] = {
     "eval/loss": Metric(lambda seen: seen.loss),
-    "eval/perplexity": Metric(lambda seen: math.exp(min(seen.loss, 700.0))),  # beyond that, no float holds it
+    "eval/perplexity": Metric(lambda seen: math.exp(min(seen.loss, 700.0))),  # exp overflows a float beyond 709
     "eval/exact_match": Metric(
         lambda seen: exact_match(seen.predictions, seen.references), higher_is_better=True, needs_captions=True
     ),
@@ -46,14 +49,14 @@ METRICS: dict[MetricName, Metric] = {
 
 
 def measure(seen: Observed) -> dict[MetricName, float]:
-    """Every figure that can be computed of what was seen."""
+    """All metrics that can be computed from `seen`, by name."""
     return {
         name: metric.compute(seen) for name, metric in METRICS.items() if seen.references or not metric.needs_captions
     }
 
 
 def is_better(name: MetricName, value: float, best: float | None) -> bool:
-    """Whether `value` beats the best so far (None: there is none). Not a number never does."""
+    """Whether `value` beats the best so far; None: there is none yet. NaN never does."""
     if best is None:
         return value == value
     return value > best if METRICS[name].higher_is_better else value < best

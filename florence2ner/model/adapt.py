@@ -1,4 +1,4 @@
-"""What of the model is trained, and what its backward pass keeps in memory."""
+"""Prepares a model for training: which parts are frozen, and gradient checkpointing."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from transformers import Florence2ForConditionalGeneration
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters, each counted once however many names it has."""
+    """Numbers of parameters; a tied one counts once."""
 
     trainable: int
     total: int
@@ -21,8 +21,8 @@ class ParameterCount:
 def freeze(model: Florence2ForConditionalGeneration, *, vision: bool, language: bool, other: bool) -> None:
     """Freeze the vision tower, the language model with its head, and the rest (projector and position tables).
 
-    A frozen part takes no gradient; `Captioner` keeps it in evaluation mode, since DropPath in a frozen tower would be
-    noise.
+    This sets `requires_grad` only: `Captioner.train` keeps frozen parts in evaluation mode, as dropout and DropPath in
+    a frozen part would only add noise.
     """
     inner = model.model
     for part, frozen in (
@@ -35,17 +35,17 @@ def freeze(model: Florence2ForConditionalGeneration, *, vision: bool, language: 
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """What is trained of a model, and what there is."""
-    parameters = list(model.parameters())  # tied ones once
+    """The numbers of trainable and of all parameters."""
+    parameters = list(model.parameters())  # which yields tied parameters once
     return ParameterCount(
         trainable=sum(p.numel() for p in parameters if p.requires_grad), total=sum(p.numel() for p in parameters)
     )
 
 
 def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:
-    """Recompute the activations of every trained layer in the backward pass instead of keeping them.
+    """Enable gradient checkpointing: trained layers recompute their activations in the backward pass.
 
-    transformers wraps the layers of the language model only; the blocks of the vision tower are wrapped here.
+    transformers does so for the layers of the language model only; the blocks of the vision tower are wrapped here.
     """
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     for stage in model.model.vision_tower.blocks:
@@ -54,7 +54,7 @@ def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:
 
 
 def _recompute(block: nn.Module) -> None:
-    """Have `block` recompute its forward while it trains. Its parameters keep their names."""
+    """Wrap the `forward` of `block` in `checkpoint` for when it is trained. Its parameters keep their names."""
     forward = block.forward
 
     def recomputed(*args: object) -> object:

@@ -1,8 +1,8 @@
-"""From what the model wrote to an answer, and what is wrong with it. Pure functions on strings, light to import.
+"""Parses generated text into an answer, and flags answers that look wrong. Pure functions on strings, no torch.
 
 `parse_answer` gives what Microsoft's post-processor gives (processing_florence2.py of microsoft/Florence-2-large), to
-the last bit of each coordinate. transformers' own differs: it cuts coordinates to whole pixels, labels malformed
-polygons otherwise, and can't read a caption without the `post_processor_config` that few checkpoints have.
+the last bit of each coordinate. transformers' post-processor differs: it truncates coordinates to whole pixels, labels
+malformed polygons differently, and can't read a caption without the `post_processor_config` that few checkpoints have.
 """
 
 import re
@@ -19,7 +19,7 @@ _Pairs = Iterable[tuple[str, list[Any]]]  # label, coordinates
 
 # --- parsing ----------------------------------------------------------------------------------------------------------
 
-# Words that phrase grounding never boxes.
+# Phrases that phrase grounding leaves out of its answer.
 _BANNED = (
     "I|a|a group|a set|all|an|another|any|anybody|anyone|anything|each|each other|everybody|everyone|everything|few|he|"
     "her|hers|herself|him|himself|his|image|images|it|its|itself|lots|many|me|mine|myself|nobody|none|one|one another|"
@@ -28,10 +28,12 @@ _BANNED = (
 )
 BANNED_PHRASES = tuple(_BANNED.split("|"))
 
-_BINS = 1000  # <loc_0> ... <loc_999> over the width, and over the height
+_BINS = 1000  # <loc_0> ... <loc_999> divide the width, and the height, into as many equal parts
 _LOC = "<loc_[0-9]{1,3}>"
 _MARK = f"(?:{_LOC}|<sep>|<poly>|</poly>)"
-_LABEL = "(?:^|(?<=[<>]))[^<]++"  # the original's [^<]+, tried only where text can begin: long texts stay quick
+# The original's [^<]+, but anchored to where a label can begin and possessive: without that, a long text without boxes
+# takes quadratic time.
+_LABEL = "(?:^|(?<=[<>]))[^<]++"
 _LABELLED_BOXES = re.compile(f"{_LABEL}(?:{_LOC}){{4,}}")
 _BOXES = re.compile(f"(?:{_LOC}){{4,}}")
 _QUAD = re.compile(f"(?:{_LOC}){{8}}")
@@ -40,17 +42,17 @@ _POLYGONS = re.compile(f"{_MARK}{{4,}}")
 _POLYGON = re.compile(f"((?:{_LOC})+)(?:<sep>|$)")
 _POLYGON_LABEL = re.compile(r"(?:loc_[0-9]{1,3}>)?(.*?)(?=<loc_|<poly>)", re.DOTALL)
 _BIN = re.compile("<loc_([0-9]+)>")
-_FRAME = re.compile("<s>|</s>|<pad>")
+_FRAME = re.compile("<s>|</s>|<pad>")  # the tokens around a text
 
 
 def parse_answer(task: Task, raw_text: str, image_size: tuple[int, int]) -> str | dict[str, list[Any]]:
-    """The answer in what the model wrote (decoded with its special tokens): text, or lists ready for JSON.
+    """Parse generated text, decoded with its special tokens: a string, or a dict of lists ready for JSON.
 
-    `image_size` is (width, height) in pixels, and so are the coordinates: x1 y1 x2 y2 of `bboxes`, x y x y ... of
-    `quad_boxes` and of each polygon in an object's `polygons`. A label stands beside each in `labels`; open-vocabulary
-    detection has `bboxes_labels` and `polygons_labels`. Never raises: what makes no sense is left out. Unlike the
-    original's, no answer holds `<pad>`, and none of the labels of OCR the end-of-sequence token that generation starts
-    with.
+    `image_size` is (width, height) in pixels. All coordinates are in pixels: x1 y1 x2 y2 in `bboxes`, x y x y ... in
+    `quad_boxes` and in each polygon of an object's `polygons`. `labels` has one label for each of these, in the same
+    order; open-vocabulary detection has `bboxes_labels` and `polygons_labels` instead. Never raises: malformed parts
+    are left out. Two differences from the original: no answer contains `<pad>`, and no OCR label contains the `</s>`
+    that generation starts with.
     """
     text = _FRAME.sub("", raw_text)
     match task.answer:
@@ -80,7 +82,7 @@ def _columns(pairs: _Pairs, coordinates: str, labels: str) -> dict[str, list[Any
 
 
 def _read_boxes(pattern: re.Pattern[str], text: str, size: tuple[int, int], banned: tuple[str, ...] = ()) -> _Pairs:
-    """Every box of every phrase. Labels lose what is not ASCII, as in the original."""
+    """Label and box for every box of every phrase. Labels lose what is not ASCII, as in the original."""
     for phrase in pattern.findall(text):
         label = phrase.partition("<")[0].strip()
         bins = _bins(phrase)
@@ -90,7 +92,11 @@ def _read_boxes(pattern: re.Pattern[str], text: str, size: tuple[int, int], bann
 
 
 def _read_quads(raw_text: str, size: tuple[int, int]) -> _Pairs:
-    """Every line of text before eight locations. `</s>` is removed late: like the original, we want at least a sign."""
+    """Every line of text that is followed by eight locations, and these.
+
+    The original's pattern wants at least one character before the locations, and counts `</s>` as one: so it is removed
+    only from the labels found.
+    """
     text, start = raw_text.replace("<s>", ""), 0
     while quad := _QUAD.search(text, start + 1):
         yield _FRAME.sub("", text[start : quad.start()]), _pixels(_bins(quad[0]), size)
@@ -98,7 +104,7 @@ def _read_quads(raw_text: str, size: tuple[int, int]) -> _Pairs:
 
 
 def _read_polygons(pattern: re.Pattern[str], text: str, size: tuple[int, int]) -> _Pairs:
-    """Every object with its list of polygons. One phrase may hold several objects, each between <poly> and </poly>."""
+    """Label and polygons of every object. One phrase may hold several objects, each between <poly> and </poly>."""
     for phrase in pattern.findall(text):
         label = _POLYGON_LABEL.match(phrase)
         if label is None:
@@ -107,7 +113,7 @@ def _read_polygons(pattern: re.Pattern[str], text: str, size: tuple[int, int]) -
         for part in parts:
             polygons = [_bins(polygon) for polygon in _POLYGON.findall(part)]
             if polygons:
-                whole = [bins[: len(bins) // 2 * 2] for bins in polygons]  # a last x without its y is left out
+                whole = [bins[: len(bins) // 2 * 2] for bins in polygons]  # without a last x that has no y
                 yield label[1].strip(), [_pixels(bins, size) for bins in whole]
 
 
@@ -116,7 +122,7 @@ def _bins(text: str) -> list[int]:
 
 
 def _pixels(bins: list[int], size: tuple[int, int]) -> list[float]:
-    """x y x y ... in bins -> the middle of each bin in pixels, in the original's single precision."""
+    """Bins x y x y ... -> the middle of each in pixels, computed in float32 as the original does."""
     width, height = (_single(side / _BINS) for side in size)
     return [_single((bin_ + 0.5) * (height if index % 2 else width)) for index, bin_ in enumerate(bins)]
 
@@ -129,24 +135,25 @@ def _single(value: float) -> float:
 # --- problems ---------------------------------------------------------------------------------------------------------
 
 _SPECIAL = re.compile("<(?:s|/s|pad|unk|mask|image)>")
-_BEFORE = re.compile("(?:</s>)?(?:<s>)?")
+_BEFORE = re.compile("(?:</s>)?(?:<s>)?")  # what may stand before an answer, and after it
 _AFTER = re.compile("</s>(?:<pad>)*$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。\uff01\uff1f]")  # the last two are the wide ! and ?
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|[。\uff01\uff1f]")  # the last two are the full-width ! and ?
 
-_LONGEST_PHRASE, _LONGEST_SYLLABLES = 30, 12  # the longest units that are looked for, in words and in letters
+# The limits of `_is_loop`: the longest units that are looked for, in words and in letters, and how many make a loop.
+_LONGEST_PHRASE, _LONGEST_SYLLABLES = 30, 12
 _MANY_WORDS, _MANY_LETTERS, _MANY_NUMBERS = 5, 16, 50
 _MANY_SENTENCES, _SENTENCE_LETTERS = 3, 12
 
 
 def flag_problems(raw_text: str, *, new_tokens: int | None = None, limit: int | None = None) -> tuple[Flag, ...]:
-    """What makes an answer unfit to be used, as a tuple of flags; () where nothing does.
+    """Flags for what makes generated text unfit for use; () where it looks right.
 
     - "empty": nothing but white space and punctuation.
-    - "loop": the model is stuck, see `_is_loop`.
-    - "special_tokens": `<s>`, `<pad>` or another token that is no text inside the answer, not around it.
-    - "cut_off": generation stopped at `limit` tokens. `new_tokens` counts what was generated after the decoder's start
-      token, up to and with `</s>`, without padding. Florence-2's checkpoints force `</s>` upon the token at the limit,
-      so that one is no sign of an end: only an answer of fewer tokens has ended.
+    - "loop": the text repeats itself, see `_is_loop`.
+    - "special_tokens": `<s>`, `<pad>` or another special token inside the text; those around it are normal.
+    - "cut_off": generation stopped at `limit` tokens. `new_tokens` counts the generated tokens up to and including
+      `</s>`, without the decoder's start token and padding. Florence-2's checkpoints force the token at the limit to be
+      `</s>`, so a text of exactly `limit` tokens counts as cut off although it ends with one.
 
     `raw_text` is decoded with its special tokens; locations in it count as words.
     """
@@ -162,19 +169,19 @@ def flag_problems(raw_text: str, *, new_tokens: int | None = None, limit: int | 
 
 
 def _is_empty(text: str) -> bool:
-    """Signs such as $, + and emoji are content; the sign for broken bytes is none."""
+    """Whether all is white space, punctuation, control or replacement characters. $, + and emoji are content."""
     return all(unicodedata.category(sign)[0] in "ZPC" or sign == "\ufffd" for sign in set(text))
 
 
 def _is_loop(text: str) -> bool:
-    """Whether the same thing comes again and again, which people don't write and stuck models do. One of:
+    """Whether a lower-case text repeats itself more than people do. One of:
 
-    - a phrase of up to 30 words four times in a row, a single word five times: three are common in speech and lists
-      ("very, very, very big", "red, red, red flags"). Case and punctuation don't count. Without any letter it must go
-      on for 50 words, since tables and scales repeat numbers.
-    - within one word, up to 12 letters four times in a row over at least 16: "hahaha" is laughter, eight "ha" are none.
-      Languages without spaces have their phrases here.
-    - a sentence of at least 12 letters three times, wherever.
+    - a phrase of up to 30 words at least four times in a row, a single word five times: three are common in speech and
+      lists ("very, very, very big"). Punctuation doesn't count. A phrase without any letter must go on for 50 words,
+      since tables and scales repeat numbers.
+    - within one word, a unit of up to 12 letters at least four times in a row, over 16 letters or more: "hahaha" is
+      laughter, eight times "ha" is a loop. This also finds repeated phrases in languages written without spaces.
+    - a sentence of at least 12 letters three times, anywhere.
     """
     words = re.findall(r"\w+", text)
     for phrase, length in _repeats(words, _LONGEST_PHRASE):
@@ -193,10 +200,10 @@ def _is_loop(text: str) -> bool:
 
 
 def _repeats(items: Sequence[str], longest: int) -> Iterator[tuple[Sequence[str], int]]:
-    """Every stretch that is one unit at least four times in a row: the unit, of up to `longest` items, and the length.
+    """Every stretch that repeats a unit of at most `longest` items at least four times: the unit, the stretch's length.
 
-    In four units of p items, 3p in a row equal the item p later, so it is enough to look at every 3p-th item: all p
-    together look at fewer than 1.4 times the items there are.
+    Four repetitions of p items contain 3p items in a row that each equal the item p later. So for each p it is enough
+    to probe every 3p-th item: for p up to 30 that is fewer than 1.4 probes per item in total.
     """
     for period in range(1, longest + 1):
         look = end = 0

@@ -1,4 +1,4 @@
-"""The one builder of a model that is ready for use: train, eval, caption, benchmarks and tests all call it."""
+"""Builds a model that is ready for use, in the one order that works; train, eval and caption all call it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Frozen:
 
     @property
     def everything(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether all parts are frozen."""
         return self.vision and self.language and self.other
 
 
@@ -42,7 +42,7 @@ def load_captioner(
     gradient_checkpointing: bool = False,
     compiled: bool = False,
 ) -> Captioner:
-    """Load a model and build a captioner of it. Raises what `load_model` raises; see there and `build_captioner`."""
+    """`load_model`, then `build_captioner`: see there for the arguments. Raises UserError as `load_model` does."""
     model, processor = load_model(name_or_path, attn_implementation=attn_implementation)
     return build_captioner(
         model,
@@ -65,25 +65,27 @@ def build_captioner(
     gradient_checkpointing: bool = False,
     compiled: bool = False,
 ) -> Captioner:
-    """A captioner on `device`, in evaluation mode. `model` becomes a part of it.
+    """A captioner on `device`, in evaluation mode. `model` is changed in place and becomes a part of it.
 
-    `dtype` is what autocast casts to; None where it is off, or where weights have to stay of one type (sharding).
+    `dtype` is the dtype that autocast casts to; None where it is off, or where all weights must have one dtype
+    (sharding).
 
-    The order is the only one that is right:
-    1. Adapt: what is trained decides about all that follows. Adapters wrap layers before anything hooks into these.
-    2. Kernels, on the layers as they now are.
-    3. Device, before copies of weights in another precision are made there.
-    4. Precision: only what is frozen is cast, so that has to be settled.
-    5. Compile, last: the compiler sees every hook, and takes frozen weights, as they now are, for constants.
+    The order of the steps matters:
+    1. Freeze, and enable gradient checkpointing: the later steps look at `requires_grad`.
+    2. Replace kernels, in the layers that step 1 has left.
+    3. Move to the device, so that step 4 makes its copies there.
+    4. Cast the frozen weights, and only those.
+    5. Compile last: the compiler must see every hook, and on a CPU it compiles frozen weights in as constants.
     """
     freeze(model, vision=frozen.vision, language=frozen.language, other=frozen.other)
     if gradient_checkpointing:
         checkpoint_gradients(model)
 
     use_fast_attention(model)
-    if device.type == "cpu" and not frozen.language and not compiled:  # the compiler has a fast dropout of its own
+    # A frozen language model drops nothing, and torch.compile generates a fast dropout by itself.
+    if device.type == "cpu" and not frozen.language and not compiled:
         use_fast_dropout(model.model.language_model)
-    # Convolutions of the tower are about a third faster with the channels last, and the rest of it is as fast.
+    # Makes the tower's convolutions about a third faster, and slows down nothing else.
     model.model.vision_tower.to(memory_format=torch.channels_last)
 
     captioner = Captioner(model, processor).to(device)

@@ -1,4 +1,4 @@
-"""A Florence-2 as it is trained: its forward is the loss of given captions."""
+"""A Florence-2 wrapped for training and captioning: its forward pass is the loss of given captions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from florence2ner.model.vision import VisionEncoder
 
 
 class Captioner(nn.Module):
-    """A Florence-2 with its pixel normalisation. Its `forward` is the loss, so that DDP and autocast wrap all of it.
+    """A Florence-2 with its pixel normalisation, made ready for use by `build.build_captioner`.
 
-    `build.py` makes one that is ready for use.
+    `forward` computes the loss, so that DDP and autocast cover all of the computation.
     """
 
     def __init__(self, model: Florence2ForConditionalGeneration, processor: Florence2Processor) -> None:
@@ -30,11 +30,11 @@ class Captioner(nn.Module):
 
     @property
     def longest_caption(self) -> int:
-        """The most tokens of a caption that the model can read or write, with <s> and </s>."""
+        """The most tokens that a caption can have, <s> and </s> included: the decoder's number of positions."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, except for what is frozen: that stays in evaluation mode (no dropout, no DropPath)."""
+        """Switch to training mode, except for frozen parts: they stay in evaluation mode (no dropout, no DropPath)."""
         super().train(mode)
         for part in (self.vision.tower, self.vision.projector, self.model.model.language_model):
             if not any(parameter.requires_grad for parameter in part.parameters()):
@@ -43,7 +43,10 @@ class Captioner(nn.Module):
 
     @contextmanager
     def as_loaded(self) -> Iterator[None]:
-        """A `with` in which the tower is in its place and all weights have their own precision, to save and load."""
+        """A context manager for saving and loading: the vision tower is on the device, every weight in its own dtype.
+
+        Afterwards the tower is offloaded again, if it was, and frozen weights are in autocast's dtype again.
+        """
         was_offloaded = self.vision.restore()
         with self.frozen_weights.in_full():
             yield
@@ -51,10 +54,10 @@ class Captioner(nn.Module):
             self.vision.offload()
 
     def forward(self, images: Images, text: Text) -> Tensor:
-        """Cross-entropy of each label token in nats, 0 where labels are IGNORE_INDEX: (B, L) float32.
+        """Cross-entropy of each label token in nats, (B, L) float32; 0 where the label is IGNORE_INDEX.
 
-        Logits are made only where labels count. Nothing is averaged: only the caller knows how many tokens the whole
-        update holds.
+        Logits are computed only at positions with a label, to save memory and time. Nothing is averaged here: only the
+        caller knows the number of label tokens of the whole update.
         """
         config, labels = self.model.config.text_config, text.labels
         hidden = self.model.model(
@@ -69,7 +72,7 @@ class Captioner(nn.Module):
         return rearrange(everywhere, "(b l) -> b l", b=len(labels))
 
     def merge(self, images: Embeddings, input_ids: Tensor) -> Tensor:
-        """The embeddings of prompts, input_ids (B, N), with the images in their places: (B, N, d_model)."""
+        """Embed prompts `input_ids` (B, N) and put the image embeddings at their <image> tokens: (B, N, d_model)."""
         prompt: Tensor = self.model.get_input_embeddings()(input_ids)
         places = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
         return prompt.masked_scatter(places, images.values.to(prompt.dtype))

@@ -1,4 +1,4 @@
-"""Captions: what a model writes about images."""
+"""Generates text about images, and decides which of two attempts to keep."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from florence2ner.model.search import search
 
 @dataclass(frozen=True)
 class Generated:
-    """What the model wrote for one image."""
+    """The text generated for one image."""
 
-    text: str  # without special tokens
-    raw: str  # with them: <s>, </s>, <loc_12> ...
-    tokens: int  # up to and with </s>, which is forced upon the last where the limit comes first
-    limit: int
+    text: str  # without special tokens, stripped
+    raw: str  # with special tokens: <s>, </s>, <loc_12> ...
+    tokens: int  # number of generated tokens, </s> included; at the limit, checkpoints force </s>
+    limit: int  # the most tokens that there could have been
 
     def flags(self, *, may_be_empty: bool = False) -> tuple[Flag, ...]:
-        """What looks wrong with it."""
+        """What looks wrong with it, see `flag_problems`. `may_be_empty`: an empty text is fine."""
         flags = flag_problems(self.raw, new_tokens=self.tokens, limit=self.limit)
         return tuple(flag for flag in flags if not (flag == "empty" and may_be_empty))
 
@@ -34,10 +34,11 @@ class Generated:
 def generate(
     captioner: Captioner, images: Embeddings, input_ids: Tensor, attention_mask: Tensor | None, decoding: Decoding
 ) -> list[Generated]:
-    """A text for each of B images; prompts and their mask are (B, N).
+    """Generate a text for each of B images, from prompts `input_ids` (B, N) and their `attention_mask` (B, N).
 
-    `max_new_tokens` is cut to what the decoder's position table holds. n-gram blocking and the forced first and last
-    token are the checkpoint's own, unless `decoding` says otherwise. <image> can't be generated.
+    `max_new_tokens` is limited to the decoder's number of positions. Whatever `decoding` leaves open, such as n-gram
+    blocking, and the forced first and last token, is as the checkpoint's generation config says. <image> is never
+    generated.
     """
     model, processor = captioner.model, captioner.processor
     pad = model.config.text_config.pad_token_id
@@ -59,7 +60,7 @@ def generate(
         custom_generate=partial(search, encoded=encoded.last_hidden_state, encoded_mask=attention_mask),
         **settings,
     )
-    rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # the first is the decoder's start
+    rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # without the decoder's start token
     texts = processor.batch_decode(rows, skip_special_tokens=True)
     raws = processor.batch_decode(rows, skip_special_tokens=False)
     return [
@@ -69,7 +70,7 @@ def generate(
 
 
 def second_try(first: Decoding) -> Decoding:
-    """Other settings for a text that went wrong: a search that punishes repeating and prefers to come to an end."""
+    """The settings for a second attempt: beam search that penalises repetition and prefers short texts."""
     return first.model_copy(
         update={
             "num_beams": max(first.num_beams, 3),
@@ -84,9 +85,9 @@ def second_try(first: Decoding) -> Decoding:
 def replace_flagged(
     first: Sequence[Generated], again: Callable[[list[int]], Sequence[Generated]], *, may_be_empty: bool = False
 ) -> list[Generated]:
-    """The texts, those that look wrong replaced by what `again(rows)` gives for them, where that looks better.
+    """Generate flagged texts once more, and keep the second attempt where it has fewer flags than the first.
 
-    `again` may give nothing: the first ones stay.
+    `again(rows)` returns new texts for these indices into `first`; it may return nothing, then the first texts stay.
     """
     texts = list(first)
     doubtful = [row for row, text in enumerate(texts) if text.flags(may_be_empty=may_be_empty)]
@@ -97,7 +98,7 @@ def replace_flagged(
 
 
 def _ids_of(processor: Florence2Processor, words: Sequence[str]) -> list[list[int]]:
-    """Token ids of each word, as it stands at the start of a text and inside it."""
+    """Token ids of each word in both spellings: at the start of a text, and after a space."""
     spellings = [spelling for word in words for spelling in (word, f" {word}")]
     ids: list[list[int]] = processor.tokenizer(spellings, add_special_tokens=False).input_ids
     return ids

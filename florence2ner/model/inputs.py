@@ -1,4 +1,4 @@
-"""What a model is given: images, in whichever form they are known, and text. All of it tensors that move as one."""
+"""The inputs of a model, each of which moves to a device as one: images (as pixels or encoded) and text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tensors:
-    """Base of dataclasses that hold tensors, or others like themselves, beside plain facts."""
+    """Base of dataclasses whose fields are tensors, other `Tensors` or plain values."""
 
     def to(self, device: torch.device) -> Self:
-        """The same with every tensor on `device`."""
+        """A copy with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory, from where a GPU takes it without a wait. For the DataLoader."""
+        """A copy in page-locked memory, from which copies to a GPU are asynchronous. Called by the DataLoader."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -33,23 +33,23 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Pixels(Tensors):
-    """Decoded images, not yet normalised."""
+    """Decoded images, resized but not normalised."""
 
     values: Tensor  # uint8 (B, 3, H, W)
 
 
 @dataclass(frozen=True)
 class Features(Tensors):
-    """What the vision tower makes of images; the projector comes next, and may be in training."""
+    """The vision tower's output, kept where the projector that follows is trained and can't be applied in advance."""
 
     values: Tensor  # (B, C, h, w)
 
 
 @dataclass(frozen=True)
 class Embeddings(Tensors):
-    """What the language model reads of images."""
+    """The projector's output: the image embeddings that the language model reads."""
 
-    values: Tensor  # (B, N, d_model)
+    values: Tensor  # (B, N, d_model), N embeddings per image
 
 
 Encoded = Features | Embeddings
@@ -57,11 +57,11 @@ Encoded = Features | Embeddings
 
 @dataclass(frozen=True)
 class PartlyEncoded(Tensors):
-    """A batch of which some rows were encoded before and the others are pixels: B = P + E."""
+    """A batch in which some images come from the feature cache and the others as pixels: B = P + E."""
 
-    pixels: Pixels  # P rows
-    encoded: Encoded  # E rows
-    is_encoded: tuple[bool, ...]  # (B,)
+    pixels: Pixels  # P rows, in the order of the batch
+    encoded: Encoded  # E rows, in the order of the batch
+    is_encoded: tuple[bool, ...]  # (B,) which of the two each image is in
 
 
 Images = Pixels | Features | Embeddings | PartlyEncoded
@@ -69,12 +69,12 @@ Images = Pixels | Features | Embeddings | PartlyEncoded
 
 @dataclass(frozen=True)
 class Text(Tensors):
-    """The prompts of a batch and the captions to be learnt; a sample that must not count has only IGNORE_INDEX."""
+    """The prompts of a batch, and its captions as labels. A sample that must not count has only IGNORE_INDEX."""
 
     input_ids: Tensor  # (B, N): image placeholders, then the expanded task prompt
-    attention_mask: Tensor | None  # (B, N); None where all prompts are of one length: kernels are faster without
+    attention_mask: Tensor | None  # (B, N); None where all prompts have one length, as kernels are faster without it
     labels: Tensor  # (B, L): <s> caption </s>, padded with IGNORE_INDEX
-    label_positions: Tensor  # (T,) where labels count, in the flattened (B * L)
+    label_positions: Tensor  # (T,) indices into the flattened labels (B * L) of those that are not IGNORE_INDEX
 
 
-IGNORE_INDEX = -100  # labels that the loss passes over
+IGNORE_INDEX = -100  # the label of positions without a loss

@@ -1,7 +1,7 @@
-"""Greedy decoding, sampling and beam search, token for token what transformers' own give, in batches that shrink.
+"""Greedy decoding, sampling and beam search with the same tokens as transformers' own, but faster.
 
-A caption that is finished leaves the batch, so that a long one holds up nobody. All beams of an image share the keys
-and values of what was encoded, where transformers copies them for each beam and at each token.
+A finished caption leaves the batch, so that the others go on in a smaller one. All beams of an image share one set of
+cross-attention keys and values; transformers repeats them for each beam and copies them again at each token.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from florence2ner.model.kernels import attention
 
-_NEVER = -1e9  # score of a beam that must not be chosen
-Processor = Callable[[Tensor, Tensor], Tensor]  # ids so far (R, T) and scores (R, V) -> scores
-Stop = Callable[[Tensor, None], Tensor]  # ids so far (R, T) -> whether each row ends there
+_NEVER = -1e9  # the score of a beam that must not be chosen; as in transformers
+Processor = Callable[[Tensor, Tensor], Tensor]  # ids so far (R, T), scores of the next token (R, V) -> new scores
+Stop = Callable[[Tensor, None], Tensor]  # ids so far (R, T) -> whether each row ends here, (R,) bool
 
 
 def search(
@@ -32,10 +32,10 @@ def search(
     encoded_mask: Tensor | None,
     **_: Any,
 ) -> Tensor:
-    """For `generate(custom_generate=...)`: ids (B, T), padded, of the best text for each image.
+    """The decoding loop for `generate(custom_generate=...)`. Returns the ids of each image's best text, padded: (B, T).
 
-    `encoded` (B, N, d_model) and its mask (B, N) are from the language model's encoder; input_ids (B * beams, 1) the
-    decoder's start.
+    `encoded` (B, N, d_model) is the output of the language model's encoder, `encoded_mask` (B, N) its attention mask;
+    `input_ids` (B * beams, 1) are the decoder's start tokens.
     """
     decoder = _Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
     processors = [
@@ -54,7 +54,7 @@ def search(
 
 
 def _ban_repetition(size: int) -> Processor:
-    """NoRepeatNGramLogitsProcessor without its loops in Python, for which a device waits at each token."""
+    """transformers' NoRepeatNGramLogitsProcessor as tensor operations: its loops make a GPU wait at each token."""
 
     def ban(ids: Tensor, scores: Tensor) -> Tensor:
         if ids.shape[1] < size:
@@ -68,16 +68,16 @@ def _ban_repetition(size: int) -> Processor:
 
 
 class _Decoder:
-    """The decoder with what it remembers of R = B * beams rows: a row for each beam of each image."""
+    """The decoder and its key-value cache for R = B * beams rows, one for each beam of each image."""
 
     def __init__(
         self, model: Florence2ForConditionalGeneration, encoded: Tensor, encoded_mask: Tensor | None, beams: int
     ) -> None:
         self.decoder = model.model.language_model.decoder
         self.head = model.lm_head.weight
-        if torch.is_autocast_enabled(encoded.device.type):  # which would cast it anew for each token
+        if torch.is_autocast_enabled(encoded.device.type):  # cast once here, where autocast would for each token
             self.head = self.head.to(torch.get_autocast_dtype(encoded.device.type))
-        # Kernels other than ours want keys and values for each beam.
+        # Only our kernel takes one set of keys and values per image; the others need it repeated for each beam.
         self.shared = model.config.text_config._attn_implementation == attention.NAME
         cross = DynamicCache()
         for number, layer in enumerate(self.decoder.layers):
@@ -88,7 +88,7 @@ class _Decoder:
             )
             cross.update(*(self._for_rows(tensor, beams) for tensor in for_each_image), number)
         self.cache = EncoderDecoderCache(DynamicCache(), cross)
-        # Not read but for its shape: keys and values are there already.
+        # Only its shape is read, as the cross-attention cache is filled already.
         self.encoded = repeat(encoded, "b ... -> (b k) ...", k=beams)
         self.mask = None if encoded_mask is None else repeat(encoded_mask, "b ... -> (b k) ...", k=beams)
 
@@ -96,7 +96,7 @@ class _Decoder:
         return tensor if self.shared else repeat(tensor, "b ... -> (b k) ...", k=beams)
 
     def next_logits(self, ids: Tensor) -> Tensor:
-        """Logits float32 (R, V) behind ids (R, T), of which all but the last are remembered."""
+        """Logits (R, V) float32 of the token after ids (R, T), of which all but the last are in the cache."""
         hidden = self.decoder(
             input_ids=ids[:, -1:],
             encoder_hidden_states=self.encoded,
@@ -107,11 +107,11 @@ class _Decoder:
         return nn.functional.linear(hidden[:, -1], self.head).float()
 
     def take(self, rows: Tensor) -> None:
-        """Go on with these rows, which are of the same images as before."""
+        """Go on with these rows (R,): indices of the beams that were chosen, in the same order of images as before."""
         self.cache.self_attention_cache.reorder_cache(rows)
 
     def keep(self, images: Tensor, beams: int) -> None:
-        """Go on with these images only."""
+        """Go on with these images only: indices into the current batch."""
         rows = _rows_of(images, beams)
         self.cache.self_attention_cache.reorder_cache(rows)
         self.cache.cross_attention_cache.reorder_cache(images if self.shared else rows)
@@ -122,9 +122,9 @@ class _Decoder:
 def _one_by_one(
     decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
 ) -> Sequence[Tensor]:
-    """The likeliest token each time, or one drawn by its likelihood."""
+    """Greedy decoding, or sampling with `do_sample`. Returns the ids of each image's text, (T,) of its own length."""
     texts: dict[int, Tensor] = {}
-    images = list(range(len(ids)))  # those in the batch
+    images = list(range(len(ids)))  # those still in the batch
     while images:
         scores = processor(ids, decoder.next_logits(ids))
         drawn = scores.softmax(-1).multinomial(1) if config.do_sample else scores.argmax(-1, keepdim=True)
@@ -142,14 +142,14 @@ def _one_by_one(
 def _beam_search(
     decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
 ) -> Sequence[Tensor]:
-    """The text whose log-likelihood, divided by its length to the power of length_penalty, is the best found."""
+    """Beam search. Returns the ids of each image's best text by log-likelihood / length ** length_penalty, (T,)."""
     beams, penalty, early = config.num_beams, config.length_penalty, config.early_stopping
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     candidates = (1 + len(ends)) * beams
     ids = rearrange(start, "(b k) t -> b k t", k=beams)
     scores = torch.zeros(ids.shape[:2], device=ids.device)
-    scores[:, 1:] = _NEVER  # all beams start alike: only one of them counts
-    best = ids.clone()  # (B, K, T): the best texts that have ended, padded, with their scores and whether they exist
+    scores[:, 1:] = _NEVER  # all beams start alike, so only the first may be continued
+    best = ids.clone()  # (B, K, T) the best finished texts, padded; their scores; whether there are that many yet
     best_scores = torch.full_like(scores, _NEVER)
     exists = torch.zeros_like(scores, dtype=torch.bool)
     texts: dict[int, Tensor] = {}
@@ -159,7 +159,7 @@ def _beam_search(
         likelihoods = processor(flat, decoder.next_logits(flat).log_softmax(-1))
         vocabulary = likelihoods.shape[-1]
         totals = (rearrange(likelihoods, "(b k) v -> b k v", k=beams) + scores.unsqueeze(-1)).flatten(1)
-        # So many that as many as there are beams go on, even if each of the others ends.
+        # Enough candidates that K of them go on even if every beam's end tokens are among them.
         if config.do_sample:
             chosen = totals.softmax(-1).multinomial(candidates)
             chosen_scores = totals.gather(1, chosen)
@@ -169,7 +169,7 @@ def _beam_search(
         grown = torch.cat([_pick(ids, parents), (chosen % vocabulary).unsqueeze(-1)], dim=-1)  # (B, C, T + 1)
         ended = rearrange(stop(grown.flatten(0, 1), None), "(b c) -> b c", b=len(ids))
 
-        # Texts that end among the first K candidates compete with those that ended before.
+        # Texts that end among the first K candidates compete with those that are finished already.
         length = grown.shape[-1] - start.shape[-1]
         counts = ended & (torch.arange(candidates, device=ids.device) < beams)
         new_scores = (chosen_scores / length**penalty).masked_fill(~counts, _NEVER)
@@ -178,12 +178,13 @@ def _beam_search(
         best = _pick(torch.cat([padded, grown], dim=1), order)
         exists = torch.cat([exists, counts], dim=1).gather(1, order)
 
-        # The others go on.
+        # The best K of the unfinished candidates go on.
         scores, order = chosen_scores.masked_fill(ended, _NEVER).topk(beams)
         ids = _pick(grown, order)
         decoder.take((parents.gather(1, order) + beams * torch.arange(len(ids), device=ids.device)[:, None]).flatten())
 
-        # An image is done when no beam can beat its worst text: by its score now, or as if it went on to the limit.
+        # An image is done when its best beam can't beat the worst of its K finished texts: by the beam's score at its
+        # present length, or, where early_stopping is "never", at the longest possible length, which favours it.
         reach = config.max_length - start.shape[-1] if early == "never" and penalty > 0 else length
         worst = torch.where(exists, best_scores.min(dim=1, keepdim=True)[0], _NEVER)
         done = ~(scores[:, :1] / reach**penalty > worst).any(dim=1) | ended.all(dim=1)

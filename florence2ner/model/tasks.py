@@ -1,6 +1,6 @@
-"""Florence-2's tasks: what each is called, what it wants and what it answers. Light to import: no torch.
+"""Florence-2's tasks: the token, the input and the kind of answer of each. Imports no torch.
 
-Tokens, kinds of answer and inputs are Microsoft's (processing_florence2.py of microsoft/Florence-2-large).
+All of this is Microsoft's (processing_florence2.py of microsoft/Florence-2-large).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model: `token` is the prompt, `name` the same for file names and columns."""
+    """What is asked of the model: `token` starts the prompt, `name` stands for it in names of files and columns."""
 
     token: str
     name: str
@@ -28,17 +28,17 @@ class Task:
 
     @property
     def is_structured(self) -> bool:
-        """Whether the answer is a dict of boxes or polygons; else it is text."""
+        """Whether the answer is a dict of boxes or polygons, not text."""
         return self.answer != "text"
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether there may be nothing to answer: a picture may have no writing in it, but is always of something."""
+        """Whether an empty answer can be right: an image may have no text to read, but always something to describe."""
         return self.token == "<OCR>"
 
     @property
     def takes_input(self) -> bool:
-        """Whether the prompt is the token followed by text of the user's."""
+        """Whether the prompt is the token followed by a text or region that the user gives."""
         return self.input is not None
 
 
@@ -69,10 +69,10 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(prompt: str) -> Task:
-    """The task that a prompt asks for. One that Microsoft doesn't know (`<GENERATE_TAGS>`, a question) asks for text.
+    """The task that a prompt asks for. A prompt that is not Microsoft's (`<GENERATE_TAGS>`, a question) asks for text.
 
-    Different prompts have different names, but for their case and punctuation. Raises UserError when a known token is
-    only a part of the prompt: what follows it goes to --text.
+    Different prompts get different names, but for their case and punctuation. Raises UserError when a known token is
+    only a part of the prompt; the user has to give the rest with --text.
     """
     prompt = prompt.strip()
     if prompt in TASKS:
@@ -86,7 +86,7 @@ def find_task(prompt: str) -> Task:
 
 
 def _safe_name(prompt: str) -> str:
-    """Letters, digits and underscores. Where a name says too little to tell prompts apart, a checksum follows."""
+    """A name of letters, digits and underscores; with a checksum where it is shortened, empty or a known task's."""
     name = "_".join(re.findall(r"\w+", prompt.lower()))
     short = name[:_LONGEST_NAME].strip("_")
     if short and short == name and f"<{name.upper()}>" not in TASKS:
@@ -96,10 +96,10 @@ def _safe_name(prompt: str) -> str:
 
 
 def prompt_of(task: Task, text: str | None = None) -> str:
-    """The prompt as the processor wants it: the token, then the text that some tasks take.
+    """The prompt for the processor: the task's token, followed by its input where it takes one.
 
-    A region is a box in thousandths of the image's width and height, `<loc_x1><loc_y1><loc_x2><loc_y2>`. Raises
-    UserError when text is missing, not wanted, or not of that form.
+    The input of a region task is a box in thousandths of the image's width and height,
+    `<loc_x1><loc_y1><loc_x2><loc_y2>`. Raises UserError when `text` is missing, not wanted or malformed.
     """
     text = (text or "").strip()
     if not task.takes_input:

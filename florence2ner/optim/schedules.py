@@ -1,4 +1,4 @@
-"""The learning rate over the updates of a run."""
+"""The learning rate schedule: linear warmup, then cosine cycles."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,8 +10,9 @@ def build_schedule(
 ) -> LambdaLR:
     """Linear warmup, then `restarts` cosine cycles, each from the peak down to 0 (SGDR, Loshchilov & Hutter 2017).
 
-    `step` is the number of updates done already: the schedule is a function of it and has no state to save. Step it
-    once per optimizer update, and do not `prepare` it: Accelerate would step it once per process.
+    `step` is the number of optimizer updates done already; the schedule has no other state, so none is saved. Where it
+    is not 0, the optimizer's param groups must have their "initial_lr". Step the schedule once per update, and do not
+    pass it to `Accelerator.prepare`, which would step it once per process.
     """
     schedule: LambdaLR = get_cosine_with_hard_restarts_schedule_with_warmup(
         optimizer, warmup_steps, total_steps, num_cycles=restarts, last_epoch=step - 1

@@ -1,59 +1,62 @@
-"""What is asked of images, what comes back, and what a place for it must be able to do."""
+"""The questions asked about images, the model's answers, and the interface of the outputs that write them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-Content = str | dict[str, Any]  # a caption, or boxes with their labels
+Content = str | dict[str, Any]  # a text, or boxes or polygons with their labels, as `parse_answer` returns them
 
 
 @dataclass(frozen=True)
 class Question:
     """One of the tasks asked of every image."""
 
-    prompt: str  # <OD>
-    name: str  # od: in the names of files and columns
-    is_text: bool  # else the answer is JSON
-    may_be_empty: bool = False  # a picture may have no writing in it, but always something to say about it
+    prompt: str  # such as <OD>
+    name: str  # such as od, for names of files and columns
+    is_text: bool  # whether the answer is text; else it is written as JSON
+    may_be_empty: bool = False  # whether an empty answer can be right, as in OCR
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question, ready to be written."""
+    """The answer to one question about one image, ready to be written."""
 
     question: Question
     content: Content
-    flags: tuple[str, ...] = ()  # what looks wrong with it
+    flags: tuple[str, ...] = ()  # what looks wrong with it, see `flag_problems`
 
 
 @dataclass(frozen=True)
 class Record:
-    """The answers for one image. `size` is (width, height) in pixels, as a person sees it."""
+    """The answers about one image."""
 
     image: Path
-    size: tuple[int, int]
-    seconds: float
+    size: tuple[int, int]  # (width, height) of the upright image in pixels
+    seconds: float  # its share of the time that its batch took
     answers: tuple[Answer, ...]
 
 
 class Output(Protocol):
-    """A place for captions. `look`, `open` and `finish` are for one process, the others for all."""
+    """Where captions are written. Every process may call `write`; the main process calls the rest, `look` first."""
 
     def look(self, images: Sequence[Path]) -> None:
-        """See what is there, and change nothing. Raises UserError where captions would be mixed up."""
+        """Find out what exists, without changing anything.
+
+        Raises UserError where two images would share a caption file, or a file holds something else than captions.
+        """
 
     def open(self) -> None:
-        """Make the place ready for writing."""
+        """Prepare for writing; called once, after `look` and before any `write`."""
 
     def missing(self, image: Path) -> tuple[Question, ...]:
-        """The questions that have no answer yet."""
+        """The questions that are still to be answered about an image."""
 
     def place_of(self, image: Path) -> str:
-        """Where the answers for an image go, in words."""
+        """Where the answers about an image go, as text for the user."""
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write the answers for some images. Raises UserError where that is not possible."""
+        """Write the answers about some images. Raises UserError where they can't be written."""
 
     def finish(self) -> None:
-        """Put in place what can only be written as a whole."""
+        """Write what can only be written at the end, and clean up; called once, when all processes are done."""

@@ -1,4 +1,4 @@
-"""One file, or standard output, for the captions of all images; each row has what is to be known about a caption."""
+"""Outputs with the captions of all images as rows of one file (JSON Lines, CSV, JSON) or of standard output."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from florence2ner.errors import UserError
 from florence2ner.files import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
 
-METADATA = "metadata.jsonl"  # the name that Hugging Face's imagefolder reads
+METADATA = "metadata.jsonl"  # the file that the "imagefolder" loader of Hugging Face datasets reads
 STANDARD_OUTPUT = "-"
 
 
@@ -24,9 +24,10 @@ STANDARD_OUTPUT = "-"
 class RecordFile:
     """One file for all captions, written line by line: .jsonl, .csv, .json, or a metadata.jsonl for imagefolder.
 
-    Each answer has a line of its own, so that those missing can be asked for later. Only a metadata.jsonl has one line
-    for all answers about an image, and none for an image with an answer missing: imagefolder takes one line each.
-    A .json array can't grow line by line: it is written at the end, from a .jsonl of the same name beside it.
+    Each answer has its own line, so that a later run can add those that are missing. A metadata.jsonl instead has one
+    line per image, as imagefolder wants, with the answers to all questions; an image that lacks an answer has no line.
+    A .json array can't be appended to: its rows are collected in a .unfinished.jsonl beside it, and it is written at
+    the end.
     """
 
     path: Path
@@ -35,10 +36,14 @@ class RecordFile:
     settings: Mapping[str, Any]
     overwrite: bool = False
     backup: bool = False
-    _done: set[tuple[str, str]] = field(default_factory=set, init=False)  # name of an image, prompt
+    _done: set[tuple[str, str]] = field(default_factory=set, init=False)  # (name of the image, prompt) of each answer
 
     def look(self, images: Sequence[Path]) -> None:
-        """Read what an earlier run has written. Raises UserError where the file holds something else."""
+        """Read which answers the file has already.
+
+        Raises UserError where it holds something else than captions, or where it is a metadata.jsonl and an image is
+        not below its folder.
+        """
         if self._is_metadata:
             for image in images:
                 if not image.absolute().is_relative_to(self.path.absolute().parent):
@@ -50,13 +55,16 @@ class RecordFile:
                     self._done |= self._keys_of(row, path)
 
     def open(self) -> None:
-        """Put an old file away where a new one was asked for. Raises UserError where the folder can't be written to."""
+        """Remove the old file where it is to be overwritten, and make its folder.
+
+        Raises UserError where the folder can't be made or written to.
+        """
         if self.overwrite:
             if self.backup and self.path.exists():
                 back_up(self.path)
             for path in (self.path, self._lines):
                 path.unlink(missing_ok=True)
-            self.overwrite = False  # once
+            self.overwrite = False  # so that another call deletes nothing of what this run has written
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -65,23 +73,23 @@ class RecordFile:
             append_text(self.path, _csv_line(_COLUMNS))
 
     def missing(self, image: Path) -> tuple[Question, ...]:
-        """The questions without a line in the file."""
+        """The questions whose answers are not in the file."""
         name = self._name_of(image)
         return tuple(question for question in self.questions if (name, question.prompt) not in self._done)
 
     def place_of(self, image: Path) -> str:
-        """The file, for all of them."""
+        """The file's path, the same for all images."""
         return str(self.path)
 
     def write(self, records: Sequence[Record]) -> None:
-        """Add the lines of some images, all at once."""
+        """Append the rows of some images, in one go."""
         lines = [line for record in records for line in self._lines_of(record)]
         append_text(self._lines, "".join(lines))
 
     def finish(self) -> None:
-        """Write the array, where it is one, and remove what was needed on the way."""
+        """Write the array of a .json file, and remove temporary and lock files."""
         if self.path.suffix == ".json" and (self._lines.exists() or not self.path.exists()):
-            # A run that was killed right here has left its rows in both.
+            # A dict, since a run that was killed between the next two statements has left its rows in both files.
             rows = {(row["path"], row["task"]): row for row in (*_read_rows(self.path), *_read_rows(self._lines))}
             write_text(self.path, json.dumps(list(rows.values()), ensure_ascii=False, indent=1) + "\n")
             self._lines.unlink(missing_ok=True)
@@ -96,7 +104,7 @@ class RecordFile:
         return self.path.with_suffix(".unfinished.jsonl") if self.path.suffix == ".json" else self.path
 
     def _name_of(self, image: Path) -> str:
-        """How the file calls an image: relative to its own folder where it lies below it."""
+        """The name of an image in the file: its path relative to the file's folder if it is below it, else absolute."""
         absolute, folder = Path(os.path.abspath(image)), Path(os.path.abspath(self.path)).parent
         return as_utf8(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
@@ -112,7 +120,7 @@ class RecordFile:
             yield _csv_line(row[column] for column in _COLUMNS) if self.path.suffix == ".csv" else json_line(row)
 
     def _column_of(self, question: Question) -> str:
-        """The column of a metadata.jsonl that holds the answers to a question."""
+        """The column of a metadata.jsonl with the answers to a question."""
         return "text" if len(self.questions) == 1 else question.name
 
     def _keys_of(self, row: Any, path: Path) -> set[tuple[str, str]]:
@@ -132,27 +140,27 @@ class RecordFile:
 
 @dataclass
 class StandardOutput:
-    """JSON Lines on standard output; nothing is kept, so nothing is done already.
+    """JSON Lines on standard output. No earlier answers are known, so every question is asked.
 
-    With `shared`, other processes print there too, and take turns by a lock in the user's own folder: in one that all
-    users share, somebody else could have put a link there.
+    With `shared`, several processes print there, and take turns by means of a lock file. It is in the user's own cache
+    folder, since in a folder such as /tmp another user could have placed a link under its name.
     """
 
     questions: tuple[Question, ...]
     model: str
     settings: Mapping[str, Any]
     shared: bool = False
-    _turns: Path = field(init=False)  # what is locked
+    _turns: Path = field(init=False)  # the path that `lock` is called with; no file of that name is made
 
     def __post_init__(self) -> None:
-        """Name the lock after this process: the others are sent the object."""
+        """Name the lock after this process, the main one; the other processes receive this object, and so that name."""
         self._turns = Path(f"~/.cache/florence2ner/output-{platform.node()}-{os.getpid()}").expanduser()
 
     def look(self, images: Sequence[Path]) -> None:
-        """There is nothing to look at."""
+        """Does nothing: there are no earlier answers."""
 
     def open(self) -> None:
-        """It is open. Raises UserError where there is no place for the lock."""
+        """Make the folder of the lock file, where one is needed. Raises UserError where it can't be made."""
         if self.shared:
             try:
                 self._turns.parent.mkdir(parents=True, exist_ok=True)
@@ -164,11 +172,11 @@ class StandardOutput:
         return self.questions
 
     def place_of(self, image: Path) -> str:
-        """In words."""
+        """The words "standard output"."""
         return "standard output"
 
     def write(self, records: Sequence[Record]) -> None:
-        """Print the lines of some images, not torn apart by those of other processes."""
+        """Print the rows of some images; those of other processes can't come in between."""
         rows = (
             row_of(as_utf8(record.image), record, answer, self.model, self.settings)
             for record in records
@@ -179,18 +187,18 @@ class StandardOutput:
             sys.stdout.flush()
 
     def finish(self) -> None:
-        """Everything is printed already: remove the lock."""
+        """Remove the lock file, if there is one."""
         if self.shared:
             remove_lock(self._turns)
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON Lines."""
+    """A row as a line of JSON, with its newline."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def row_of(name: str, record: Record, answer: Answer, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer with all that is to be known about it."""
+    """The row for an answer, with the image's size and how the answer was made; `_COLUMNS` are its keys."""
     return {
         "path": name,
         "caption": answer.content,
@@ -208,7 +216,10 @@ _COLUMNS = ("path", "caption", "task", "model", "settings", "width", "height", "
 
 
 def _csv_line(cells: Iterable[Any]) -> str:
-    """A row of CSV on one line, so that a file cut off by a kill ends at a row's end; what is no text, as JSON."""
+    """A row of CSV with its newline. Line breaks in cells become spaces; cells that are not text or numbers, JSON.
+
+    With one line per row, `append_text` can remove the incomplete last row of a process that was killed.
+    """
     text = io.StringIO()
     plain = (cell if isinstance(cell, (str, int, float)) else json.dumps(cell, ensure_ascii=False) for cell in cells)
     joined = (" ".join(cell.splitlines()) if isinstance(cell, str) else cell for cell in plain)
@@ -217,7 +228,10 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 def _read_rows(path: Path) -> Iterator[Any]:
-    """The rows of a file that a run has written, without a last line that a kill cut off."""
+    """The rows of an earlier run's file; an incomplete last line, left when that run was killed, is skipped.
+
+    Raises UserError where the file can't be read.
+    """
     try:
         if not has_text(path):
             return

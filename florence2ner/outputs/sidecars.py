@@ -1,4 +1,4 @@
-"""Where captions go, and which are there already: a file beside each image here, one file for all in `records.py`."""
+"""The default output: a caption file beside each image, or in a mirrored tree."""
 
 import json
 import os
@@ -13,9 +13,10 @@ from florence2ner.outputs.answers import Answer, Question, Record
 
 @dataclass
 class Sidecars:
-    """A caption file for each image: `<stem>.txt`, or `<stem>.<task>.txt` where several tasks are asked; boxes: .json.
+    """A caption file for each image: `<stem>.txt`, or `<stem>.<task>.txt` where there are several tasks.
 
-    `output_dir` mirrors the tree below `roots` elsewhere. Every file is written at once or not at all.
+    Answers that are not text go to a .json. With `output_dir`, the files go there, in the same subfolders as the images
+    below `roots`. Each file is written atomically.
     """
 
     questions: tuple[Question, ...]
@@ -25,17 +26,17 @@ class Sidecars:
     existing: str = "skip"  # or overwrite, append, prepend
     separator: str = " "
     backup: bool = False
-    full_names: bool = False  # name the files of images that would share one a.jpg.txt
+    full_names: bool = False  # where two images would share a file, name theirs a.jpg.txt and a.png.txt
     _colliding: frozenset[Path] = field(default=frozenset(), init=False)
-    _folders: set[Path] = field(default_factory=set, init=False)
+    _folders: set[Path] = field(default_factory=set, init=False)  # those that caption files go to
 
     def look(self, images: Sequence[Path]) -> None:
-        """Find images that would share one caption file.
+        """Find images that would share a caption file.
 
-        Raises UserError when there are some and full names are not wanted or don't help, and when a caption file would
+        Raises UserError when there are any and `full_names` is off or doesn't help, and when a caption file would
         replace an image.
         """
-        self._colliding = frozenset()  # so that `path_of` names the shared file
+        self._colliding = frozenset()  # for the message below, in which `path_of` names the file that they would share
         owners: dict[str, Path] = {}
         colliding: set[Path] = set()
         for image in images:
@@ -53,39 +54,39 @@ class Sidecars:
         self._folders = {Path(os.path.dirname(target)) for target in owners}
 
     def open(self) -> None:
-        """Sweep away what killed runs left half-written."""
+        """Remove temporary files of runs that were killed."""
         for folder in self._folders:
             sweep_unfinished(folder)
         self._folders = set()
 
     def missing(self, image: Path) -> tuple[Question, ...]:
-        """All questions unless existing files are kept; an empty file counts as none."""
+        """The questions without a caption file, where existing ones are kept, else all. An empty file doesn't count."""
         if self.existing != "skip":
             return self.questions
         return tuple(question for question in self.questions if not has_text(self.path_of(image, question)))
 
     def place_of(self, image: Path) -> str:
-        """The names of the files."""
+        """The paths of the image's caption files."""
         return ", ".join(str(self.path_of(image, question)) for question in self.questions)
 
     def path_of(self, image: Path, question: Question) -> Path:
-        """The file for the answer to one question about an image."""
+        """The file for the answer to a question about an image. Call `look` first: it finds names that collide."""
         base = self._base(image)
         name = image.name if image in self._colliding else base.name
         task = f".{question.name}" if len(self.questions) > 1 else ""
         return base.with_name(f"{name}{task}{self.extension if question.is_text else '.json'}")
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write each answer to its file, joined with what is there where that was asked for."""
+        """Write each answer to its file, added to the text that is there with "append" and "prepend"."""
         for record in records:
             for answer in record.answers:
                 self._write(self.path_of(record.image, answer.question), answer)
 
     def finish(self) -> None:
-        """Every file is in place already."""
+        """Does nothing: every file is complete already."""
 
     def _check_files(self, images: Sequence[Path]) -> None:
-        """Raise UserError where two answers would go to one file, or an answer to an image's."""
+        """Raise UserError where answers about two images would go to the same file, or one would replace an image."""
         sources = {os.path.abspath(image) for image in images}
         owners: dict[str, Path] = {}
         for image in images:
@@ -101,7 +102,7 @@ class Sidecars:
         old = _read(path) if self.existing in ("append", "prepend") and answer.question.is_text else ""
         if old:
             at_its_place = old.endswith if self.existing == "append" else old.startswith
-            if at_its_place(new.strip()):  # a run that was killed and started again finds its own caption
+            if at_its_place(new.strip()):  # added already, by a run that was killed and is now repeated
                 return
             new = f"{old}{self.separator}{new}" if self.existing == "append" else f"{new}{self.separator}{old}"
         if self.backup and has_text(path):

@@ -1,4 +1,4 @@
-"""The look of a caption: what is taken off it and put around it. Pure functions on strings."""
+"""Edits the text of a caption: opening words, line breaks, template, trigger word. Pure functions on strings."""
 
 import os.path
 import re
@@ -11,9 +11,9 @@ from florence2ner.files import as_utf8
 
 _FIELDS = ("caption", "stem", "folder")
 
-# Openings that only say "this is a picture". "The image shows" is what most training scripts strip; the others are
-# what Florence-2 and other captioners write in its place. A medium with a word about it ("a black and white photo of")
-# is content and stays, and so does a caption that is no sentence ("a photo of a dog": people train on that).
+# Openings that only say "this is a picture". Most training scripts strip "The image shows"; the others are what
+# Florence-2 and other captioners write instead. A described medium ("a black and white photo of") is content and stays,
+# and so does a caption that is not a sentence ("a photo of a dog"), since people train on those.
 _OPENING = re.compile(
     r"""
     \s*
@@ -49,31 +49,35 @@ _OPENING = re.compile(
 def strip_opening(caption: str) -> str:
     """The caption without an opening that carries no content: "The image shows a dog." -> "A dog."
 
-    The first letter is a capital where it was one. Nothing is taken when no word would remain.
+    The rest starts with a capital if the caption did. The caption is unchanged when no word would remain.
     """
     opening = _OPENING.match(caption)
     rest = caption[opening.end() :] if opening else ""
     if opening is None or not re.search(r"\w", rest):
         return caption
     first_word = re.match(r"\w+", rest)
-    if opening[0].lstrip()[0].isupper() and first_word and first_word[0].islower():  # "iPhone" has its own capitals
+    if opening[0].lstrip()[0].isupper() and first_word and first_word[0].islower():  # leaves "iPhone" as it is
         return rest[0].upper() + rest[1:]
     return rest
 
 
 def join_lines(text: str) -> str:
-    """The text on one line, with single spaces where lines ended."""
+    """The text on one line, with single spaces in place of line breaks."""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @dataclass(frozen=True)
 class TextStyle:
-    """How a generated caption is written down. Nothing is changed by default.
+    """Edits generated captions before they are written. By default nothing is changed.
 
-    The steps in order: `strip_opening`, `single_line`, `template` ({caption}, {stem}: the image's name without its
-    extension, {folder}: the name of the folder that holds it; {{ and }} for braces), `trigger_word` and a comma in
-    front unless the text begins with it, `prefix` and `suffix` as they are. Raises UserError for a template that can't
-    be filled, and for a blank trigger word.
+    The steps are, in this order:
+    - `strip_opening` and `single_line`, see `strip_opening` and `join_lines`;
+    - `template`, with {caption}, {stem} (the image's file name without extension), {folder} (the name of its folder),
+      and {{ and }} for braces;
+    - `trigger_word` and a comma in front, unless the text begins with it;
+    - `prefix` and `suffix`, added as they are.
+    The constructor raises UserError for a template that can't be filled in or lacks {caption}, and for a blank trigger
+    word.
     """
 
     prefix: str = ""
@@ -92,7 +96,7 @@ class TextStyle:
             raise UserError("trigger_word is blank: leave it out for none")
 
     def apply(self, caption: str, image: Path) -> str:
-        """The caption of `image` as it is to be written. The image isn't read."""
+        """The edited caption of `image`. Of the image only the path is used."""
         text = strip_opening(caption) if self.strip_opening else caption
         text = join_lines(text) if self.single_line else text
         if self.template is not None:
@@ -105,7 +109,10 @@ class TextStyle:
 
 
 def _parse_template(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of literal text and the field after it, if any. Only plain fields: {caption.upper}, {caption!r} are not."""
+    """Pairs of literal text and the field after it (None at the end).
+
+    Raises UserError for anything but plain fields, such as {caption.upper} or {caption!r}.
+    """
     known = [f"{{{field}}}" for field in _FIELDS]
     try:
         parts = list(string.Formatter().parse(template))

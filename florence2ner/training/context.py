@@ -1,4 +1,4 @@
-"""What every part of a training run needs to know."""
+"""The context that the parts of a training run share: settings, Accelerator and display."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from florence2ner.display import Display
 
 @dataclass(frozen=True)
 class Context:
-    """One process's view of the run: its settings, the other processes, and the user."""
+    """What the parts of a training run share within a process."""
 
     config: TrainConfig
     accelerator: Accelerator
@@ -19,7 +19,7 @@ class Context:
 
     @property
     def workers(self) -> Workers:
-        """The processes that decode images for this one."""
+        """The DataLoader workers of this process, as the settings say."""
         config = self.config
         return Workers.for_device(
             self.accelerator.device,

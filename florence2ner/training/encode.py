@@ -1,4 +1,4 @@
-"""Encode each image of a run once, before the first update, so that the frozen vision tower never runs again."""
+"""Fills the feature cache before the first update, so that a frozen vision tower encodes each image only once."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -26,17 +26,18 @@ from florence2ner.training.context import Context
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _DEFAULT_DIRECTORY = Path("~/.cache/florence2ner/features")
 _GIGABYTE = 10**9
-_rounds = itertools.count()
+_rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
 def fill_cache(
     context: Context, captioner: Captioner, samples: Sequence[Sample], stack: ExitStack
 ) -> FeatureSource | None:
-    """The features of the samples' images, encoded now where no earlier run has. None where there is no cache.
+    """Encode the samples' images that are not in the feature cache yet; return the cache, or None where there is none.
 
-    Features in memory last as long as `stack`. Beyond the limit of the cache the rest is left to be computed on the
-    fly; else the tower leaves the device. Where the cache's directory can't be used, `auto` goes on without a cache,
-    and the others raise UserError.
+    Every process must call this. A cache in memory is removed when `stack` is closed. Images for which the cache has no
+    room are encoded during training; if there are none, and every image can be read, the vision tower is offloaded.
+    Where the cache's directory can't be used, `feature_cache` "auto" goes on without a cache, "memory" and "disk" raise
+    UserError.
     """
     config, accelerator = context.config, context.accelerator
     if config.feature_cache == "off" or not config.freeze_vision:
@@ -52,16 +53,17 @@ def fill_cache(
             context.display.warn(f"{error}; going on without, images are encoded in every epoch")
         return None
     everything_is_there = _fill(context, captioner, cache, images)
-    # The blank picture in the place of an unreadable image takes the tower too; FSDP wraps its layers by name.
+    # An unreadable image becomes a blank picture, which the tower must encode. FSDP's configuration names the tower's
+    # layers, which must then be there.
     if everything_is_there and accelerator.distributed_type not in SHARDED:
         captioner.vision.offload()
     return FeatureSource(cache.load, captioner.vision.encoded_type)
 
 
 def _open_cache(context: Context, captioner: Captioner, directory: Path, images: Sequence[ImageRef]) -> FeatureCache:
-    """The cache, with the images that can be opened identified by all processes together.
+    """Open the cache and fill its `digests`: each process identifies a part of the images.
 
-    Raises UserError in every process where one of them can't use the directory.
+    Raises UserError in every process if one of them can't use the directory.
     """
     accelerator, vision = context.accelerator, captioner.vision
     dtype = _DTYPES[context.config.feature_cache_dtype]
@@ -81,14 +83,14 @@ def _open_cache(context: Context, captioner: Captioner, directory: Path, images:
 
 
 def _fill(context: Context, captioner: Captioner, cache: FeatureCache, images: Sequence[ImageRef]) -> bool:
-    """Encode what the cache lacks and has room for. Returns whether it now holds every image."""
+    """Encode the images that the cache lacks, as far as it has room. Returns whether it then holds all of `images`."""
     config, accelerator, display = context.config, context.accelerator, context.display
-    # Batches are the same in every run, and encoded as a whole: who encodes an image with which others must not change
-    # the last bits of its features.
+    # The last bits of a feature depend on the batch in which it is encoded. So the batches depend on the images only,
+    # not on what is cached or which process encodes, and are always encoded as a whole.
     size = config.encode_batch_size
     unique = list({cache.digests[image.key]: image for image in images if image.key in cache.digests}.values())
     chunks = [unique[at : at + size] for at in range(0, len(unique), size)]
-    # Machines may have caches of their own: the one that lacks the most counts, and all encode if one does.
+    # Each machine may have a cache of its own. The largest number counts, since all processes must encode or none.
     missing = max(gather_object([len(cache.missing(unique))]))
     unreadable = {image: "can't be opened" for image in images if image.key not in cache.digests}
     if missing:
@@ -112,9 +114,10 @@ def _fill(context: Context, captioner: Captioner, cache: FeatureCache, images: S
 def _encode(
     context: Context, captioner: Captioner, cache: FeatureCache, chunks: Sequence[Sequence[ImageRef]]
 ) -> dict[ImageRef, str]:
-    """Encode whole chunks and keep their features. Processes start apart and pass over what another has done.
+    """Encode whole chunks and store their features. Returns the images that can't be read in any process, and why.
 
-    Returns the images that can't be read, with the reasons, from all processes.
+    Each process starts at another chunk, goes through all of them, and skips those that the cache then holds. This also
+    works when machines have caches of their own.
     """
     accelerator = context.accelerator
     dtype = _DTYPES[context.config.feature_cache_dtype]
@@ -140,7 +143,7 @@ def _encode(
     with context.display.bar("encoding", total=len(samples)) as bar:
 
         def show(more: int) -> None:
-            # Processes without a cache in common do the same images.
+            # Processes on machines with caches of their own encode the same images: the count may exceed the total.
             bar.reach(min(queue.add("done", more), len(samples)))
 
         def after_step(window: Window, encoded: Encoded) -> bool:
@@ -159,7 +162,7 @@ def _encode(
 
 
 def _directory(config: TrainConfig, accelerator: Accelerator, stack: ExitStack) -> Path:
-    """The cache's directory, the same for all processes of a machine."""
+    """The cache's directory, the same in all processes of a machine. Every process must call this."""
     if config.feature_cache != "memory":
         return config.feature_cache_dir or _DEFAULT_DIRECTORY.expanduser()
     mine = str(stack.enter_context(memory_directory())) if accelerator.is_local_main_process else ""

@@ -1,4 +1,4 @@
-"""What is counted and said of the updates: log lines, skipped images, updates that went wrong."""
+"""Counts and logs the updates of a training run, and reports skipped images and skipped updates."""
 
 import time
 
@@ -11,11 +11,11 @@ from florence2ner.training.context import Context
 from florence2ner.training.saving import Checkpoints
 from florence2ner.training.step import Update
 
-_NAMED = 8  # images behind an update that went wrong
+_NAMED = 8  # most images named when an update is skipped
 
 
 class Progress:
-    """Keeps the counts of `state`, and the figures since the last log line."""
+    """Updates the counters in `state`, and collects metrics from one log line to the next."""
 
     def __init__(
         self, context: Context, state: TrainState, samples: tuple[Sample, ...], bar: Bar, checkpoints: Checkpoints
@@ -25,16 +25,16 @@ class Progress:
         self._samples = samples
         self._bar = bar
         self._checkpoints = checkpoints
-        self._unlogged: list[Update] = []  # of this process's life; their sums are in `state` too
-        self._seconds = 0.0  # spent on these updates
+        self._unlogged: list[Update] = []  # since the last log line, of this process; `state` has their sums
+        self._seconds = 0.0  # that these updates took
         self._clock = 0.0
 
     def start_clock(self) -> None:
-        """The next update begins: what was done since the last one doesn't count as its time."""
+        """Start timing the next update. The time since the last `count` (evaluating, saving) is not counted."""
         self._clock = time.perf_counter()
 
     def count(self, window: Window, update: Update) -> None:
-        """Count an update, and name the images that were skipped."""
+        """Count an update, and warn of images that were skipped. Raises UserError as `_count_bad` does."""
         state = self._state
         state.step += 1
         state.samples_seen += update.samples
@@ -51,7 +51,7 @@ class Progress:
             state.unlogged_tokens += update.tokens
 
     def _count_bad(self, update: Update) -> None:
-        """Count an update that was skipped. Raises UserError where there were too many in a row."""
+        """Count an update that was skipped. Raises UserError when there were `max_bad_updates` in a row."""
         state = self._state
         state.skipped_updates += 1
         state.skipped_in_a_row += 1
@@ -65,7 +65,10 @@ class Progress:
         self._context.display.say(f"{what}; it is skipped")
 
     def log(self) -> None:
-        """Log the updates since the last time: the token-weighted mean loss, the newest of the rest."""
+        """Log the updates since the last log line: mean loss per token and images per second over all of them.
+
+        Of the other metrics, the newest values are logged.
+        """
         state, newest = self._state, self._unlogged[-1]
         figures = {
             "train/learning_rate": newest.learning_rate,

@@ -1,4 +1,4 @@
-"""The folder of a run: where the run starts, what is kept of its settings, and what is refused before any work."""
+"""The run folder: where a run starts or resumes, checks before any work, writing config.yaml and split.json."""
 
 import secrets
 import shlex
@@ -20,26 +20,27 @@ from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, write_text
 
-# What a run can't change when it is resumed: the order of the data, the optimizer's parameters, the gradient scaler.
+# Settings that a resumed run can't change: order of the data, optimizer state and gradient scaler depend on them.
 _FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "mixed_precision")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: with its first update, or behind a checkpoint."""
+    """What a run starts from: a new state, or that of a checkpoint."""
 
-    model_name: str  # whose weights it takes
-    checkpoint: Path | None
+    model_name: str  # hub id or path of the model whose weights are loaded
+    checkpoint: Path | None  # None: a new run
     state: TrainState
     split: Split
-    notes: list[str] = field(default_factory=list)  # what the user should know
+    notes: list[str] = field(default_factory=list)  # lines for the user
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Look at settings and files. Raises UserError for whatever in them would end the run later.
+    """Find out from settings and files what a run starts from; changes nothing on the disk.
 
-    That is a run folder that is taken or can't be written to, a resume point that is none or that doesn't fit the
-    settings, a cache that can't be kept, and a dataset with nothing to train or evaluate on.
+    Raises UserError for what would fail later: a run folder that is in use or can't be written to, a checkpoint that
+    can't be resumed from or doesn't fit the settings, a cache folder that can't be written to, and a dataset with
+    nothing to train or evaluate on.
     """
     checkpoint = find_resume_point(config.resume, config.run_dir)
     check_writable(config.run_dir, "choose another --output-dir")
@@ -56,16 +57,20 @@ def find_start(config: TrainConfig) -> Start:
     state = load_train_state(checkpoint)
     notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(checkpoint, config)]
     if checkpoint.parent != config.run_dir.resolve():
-        state.tracker_id = secrets.token_hex(4)  # a fork is a run of its own
+        state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
     read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt)
     split = read_split(checkpoint.parent / SPLIT_FILE, read)
-    # The export of a native checkpoint holds the weights to the bit; one in the original layout may have fewer rows.
+    # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
+    # the weights then, and the model to load them into is the one that the run started from.
     model_name = config.model_name if holds_weights(checkpoint) else str(checkpoint)
     return Start(model_name, checkpoint, state, split, notes)
 
 
 def check_batch(start: Start, order: DataOrder, *, processes: int) -> list[str]:
-    """Raise UserError where a resumed run would take its data in another order; return what the user should know."""
+    """Raise UserError where a resumed run has another global batch, and so another order of the data.
+
+    Returns lines for the user about a different number of processes.
+    """
     state = start.state
     if start.checkpoint and order.global_batch != state.global_batch:
         raise UserError(
@@ -81,7 +86,10 @@ def check_batch(start: Start, order: DataOrder, *, processes: int) -> list[str]:
 
 
 def check_warmup(config: TrainConfig, start: Start, total_steps: int) -> str | None:
-    """A warning where the warmup outlasts the run. Raises UserError where it was asked for in a run that is new."""
+    """A warning where the run ends before the warmup does, else None.
+
+    Raises UserError instead where `warmup_steps` was set explicitly and the run is not a resumed one.
+    """
     if config.warmup_steps < total_steps:
         return None
     message = (
@@ -94,7 +102,10 @@ def check_warmup(config: TrainConfig, start: Start, total_steps: int) -> str | N
 
 
 def count_updates(config: TrainConfig, order: DataOrder) -> int:
-    """Optimizer updates of the whole run. Raises UserError where only max_steps can say it, and doesn't."""
+    """The number of optimizer updates of the whole run, from its very start.
+
+    Raises UserError where the length of an epoch is unknown and `max_steps` is not set.
+    """
     if config.max_steps:
         return config.max_steps
     if order.updates_per_epoch is None:
@@ -103,7 +114,7 @@ def count_updates(config: TrainConfig, order: DataOrder) -> int:
 
 
 def why_it_is_over(config: TrainConfig, start: Start, total_steps: int) -> str | None:
-    """Why a run that is to be resumed has nothing left to do; None where it has."""
+    """Why there is nothing left to do in a run that is to be resumed; None where there is."""
     state, patience = start.state, config.early_stopping_patience
     if start.checkpoint and state.step >= total_steps:
         return f"{start.checkpoint} has all {total_steps} updates already: raise epochs or max_steps to go on"
@@ -113,12 +124,15 @@ def why_it_is_over(config: TrainConfig, start: Start, total_steps: int) -> str |
 
 
 def contents(split: Split) -> list[list[tuple[str, tuple[str, ...]]]]:
-    """Which images with which captions, for comparison between processes."""
+    """The keys and captions of the train and eval samples, for `check_equal`."""
     return [[(sample.image.key, sample.captions) for sample in part] for part in (split.train, split.eval)]
 
 
 def open_run_folder(config: TrainConfig, start: Start) -> None:
-    """Make the folder with the run's settings and split, and clear what a killed run left in it."""
+    """Make the run folder, write config.yaml and split.json, and clean up what a killed run left. Main process only.
+
+    Lines of metrics.jsonl after the resumed step are removed. Raises UserError where the folder can't be written to.
+    """
     run_dir = config.run_dir
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -141,7 +155,7 @@ def open_run_folder(config: TrainConfig, start: Start) -> None:
 
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
-    """How to go on with the run, as a clause of a message."""
+    """A clause for a message that says how to resume the run."""
     if checkpoint is None:
         return "there is no checkpoint yet: start the same command again"
     command = "accelerate launch (your options) -m " if launcher.processes() > 1 else ""
@@ -150,7 +164,10 @@ def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
 
 
 def _compare_settings(checkpoint: Path, config: TrainConfig) -> list[str]:
-    """What has changed since the checkpoint. Raises UserError where that can't change on the way."""
+    """Lines for the user about settings that changed since the checkpoint.
+
+    Raises UserError where one of them can't change when a run is resumed.
+    """
     path = checkpoint.parent / SETTINGS_FILE
     before: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")

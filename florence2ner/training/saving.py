@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what they hold is decided here, how they stay whole in `engine/checkpoint.py`."""
+"""Saves the checkpoints of a run: decides what they contain; `engine/checkpoint.py` writes them."""
 
 from pathlib import Path
 
@@ -13,10 +13,13 @@ from florence2ner.training.context import Context
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run, and knows the last one."""
+    """Writes the checkpoints of a run. `last` is the newest one, or None."""
 
     def __init__(self, context: Context, captioner: Captioner, prepared: nn.Module, resumed_from: int | None) -> None:
-        """`prepared` is the captioner as Accelerate wrapped it; the step that was resumed from is never deleted."""
+        """`prepared` is the captioner as Accelerate wrapped it.
+
+        The checkpoint of step `resumed_from` is never deleted.
+        """
         self._context = context
         self._captioner = captioner
         self._prepared = prepared
@@ -26,10 +29,13 @@ class Checkpoints:
         self.last = next(reversed(list_checkpoints(config.run_dir)), None)
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint of this step. Every process must call this."""
+        """Write a checkpoint of the current step and return its path. Every process must call this.
+
+        Raises UserError when the disk is full.
+        """
         accelerator, config = self._context.accelerator, self._context.config
         weights = None
-        if accelerator.distributed_type in SHARDED:  # where the tower is never offloaded
+        if accelerator.distributed_type in SHARDED:  # the wrapped model is whole: `fill_cache` offloads no tower then
             gathered = accelerator.get_state_dict(self._prepared)
             weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
         elif accelerator.num_processes > 1:

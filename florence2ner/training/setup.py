@@ -1,4 +1,4 @@
-"""The parts of a training run, each made by one call; `train.py` calls them in order."""
+"""Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from florence2ner.training.step import UpdateStep, token_losses
 
 
 def build_model(context: Context, start: Start) -> Captioner:
-    """The model that is trained, with what the settings freeze frozen."""
+    """Load the model to train, on its device and frozen as the settings say."""
     config, accelerator = context.config, context.accelerator
-    sharded = accelerator.distributed_type in SHARDED  # and wants all weights of one type
+    sharded = accelerator.distributed_type in SHARDED  # sharding needs all weights in one dtype
     return load_captioner(
         start.model_name,
         attn_implementation=config.attn_implementation,
@@ -37,21 +37,21 @@ def build_model(context: Context, start: Start) -> Captioner:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The samples whose captions the model can write, and the order in which they are taken."""
+    """The samples of a run, without captions that are too long for the model, and the order in which they are taken."""
 
     split: Split
     order: ShuffledOrder
-    total_steps: int
-    longest: int  # tokens of a caption that the model can write
+    total_steps: int  # optimizer updates of the whole run
+    longest: int  # most tokens of a caption that the model can write
 
     def drawn(self) -> list[Sample]:
-        """The samples that the run will see, in the order of its first epoch; then those held out."""
+        """The samples that the run will use: for training, in the order of its first epoch, then those held out."""
         first = self.order.order(0)[: self.total_steps * self.order.global_batch]
         return [*(self.split.train[i] for i in first), *self.split.eval]
 
 
 def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, processes: int) -> TrainData:
-    """What is trained on. Raises UserError where every caption is too long for the model."""
+    """Drop captions that are too long, and order the rest. Raises UserError where all captions are too long."""
     tokenizer = captioner.processor.tokenizer
 
     def count_tokens(captions: Sequence[str]) -> Sequence[int]:
@@ -80,7 +80,10 @@ def build_order(
 
 
 def build_step(context: Context, captioner: Captioner, start: Start, total_steps: int) -> UpdateStep:
-    """Optimizer and schedule, prepared and brought to where the run starts. `captioner` is in its final form."""
+    """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
+
+    Every process must call this. Nothing may change the layers of `captioner` afterwards.
+    """
     config, accelerator = context.config, context.accelerator
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
@@ -88,7 +91,8 @@ def build_step(context: Context, captioner: Captioner, start: Start, total_steps
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         with captioner.as_loaded():
             load_accelerator_state(accelerator, start.checkpoint)
-        for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):  # what this command says counts
+        # The settings of this command win over those in the checkpoint.
+        for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):
             group |= {"initial_lr": lr, "weight_decay": decay}
     schedule = build_schedule(
         optimizer,
@@ -105,7 +109,7 @@ def build_step(context: Context, captioner: Captioner, start: Start, total_steps
 def build_loader(
     context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None, *, first: int
 ) -> TrainLoader:
-    """The windows of this process from update `first` to the end of the run."""
+    """The loader of this process's windows, from update `first` (counted from 0) to the end of the run."""
     return TrainLoader(
         data.split.train,
         captioner.processor,

@@ -1,4 +1,4 @@
-"""The optimizer update: how one window of micro-batches becomes one step."""
+"""The optimizer update: forward, backward and step for one window of micro-batches."""
 
 import warnings
 from collections.abc import Callable
@@ -16,24 +16,25 @@ from florence2ner.data.batch import Batch, Window
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update was. The tensors stay on the device until somebody asks for their values."""
+    """The result of one optimizer update, over all processes. Its tensors stay on the device."""
 
-    loss_sum: torch.Tensor  # () nats, over the label tokens of all processes
+    loss_sum: torch.Tensor  # () sum over all label tokens, in nats
     tokens: int  # label tokens of all processes
     samples: int  # samples of all processes
     gradient_norm: torch.Tensor  # () before clipping
     learning_rate: float
-    suspects: tuple[int, ...] = ()  # samples behind a loss or gradient that is not finite; the update was then skipped
+    suspects: tuple[int, ...] = ()  # if the update was skipped: samples that may have caused it
 
 
 class UpdateStep:
-    """One optimizer update per window: count, forward and backward, clip, step, schedule, zero.
+    """Does one optimizer update per window: forward and backward of each micro-batch, clip, step, schedule, zero.
 
-    `token_losses(model, batch)` gives the cross-entropy of every label token, 0 where it does not count. The gradient
-    is that of their sum over the window and over all processes, divided by the number of tokens that count: how the
-    global batch is cut into processes and micro-batches makes no difference.
+    `token_losses(model, batch)` returns the cross-entropy of each label token (B, L), 0 where there is no label. The
+    gradient is that of their sum over the window and all processes, divided by the number of label tokens there: how
+    the global batch is divided into processes and micro-batches makes no difference.
 
-    An update whose loss or gradient is not finite leaves weights and optimizer as they were.
+    An update whose loss or gradient is not finite leaves weights and optimizer as they were. Every process must call
+    the step, each with its own window of the same update.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class UpdateStep:
     def __call__(self, window: Window) -> Update:
         accelerator, micro_batches = self.accelerator, len(window.batches)
         tokens, samples = self._count(window)
-        # A short last window syncs and steps at its own end.
+        # Accelerate is to synchronise gradients at the window's last micro-batch; an epoch's last window may have
+        # fewer.
         accelerator.gradient_accumulation_steps, accelerator.step = micro_batches, 0
-        # Accelerate divides by the micro-batches, DDP averages over the processes: undo both, divide by the tokens.
+        # Accelerate divides the loss by the number of micro-batches, DDP averages over processes. Undo both, and divide
+        # by the number of label tokens instead.
         scale = micro_batches * accelerator.num_processes / max(tokens, 1)
         sample_losses = []
         for batch in window.batches:
@@ -66,16 +69,16 @@ class UpdateStep:
                 losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())
-                del losses  # and its graph, whose memory the next forward then finds free
+                del losses  # and with it the graph: its memory is free for the next forward
         loss_sum = accelerator.reduce(torch.cat(sample_losses).sum())
         gradient_norm = torch.as_tensor(
             accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf)
         )
         learning_rate = float(self.schedule.get_last_lr()[0])
         finite = bool(loss_sum.isfinite() & gradient_norm.isfinite())
-        if finite or accelerator.scaler is not None:  # the scaler of fp16 skips by itself, and must see it to adapt
+        if finite or accelerator.scaler is not None:  # fp16's GradScaler skips the update itself, and lowers its scale
             self.optimizer.step()
-        with warnings.catch_warnings():  # of torch, where the very first update is skipped
+        with warnings.catch_warnings():  # torch warns if the very first update is skipped
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
             self.schedule.step()
         self.optimizer.zero_grad()
@@ -83,14 +86,14 @@ class UpdateStep:
         return Update(loss_sum, tokens, samples, gradient_norm, learning_rate, suspects)
 
     def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[int, ...]:
-        """The samples, of all processes, with a loss that is not finite; where there is none, the whole window."""
+        """Indices of the samples, in all processes, whose loss is not finite; where there is none, of all samples."""
         indices = [index for batch in window.batches for index in batch.indices]
         bad = (~torch.cat(sample_losses).isfinite()).tolist()
         everywhere = gather_object(list(zip(indices, bad, strict=True)))
         return tuple(index for index, is_bad in everywhere if is_bad) or tuple(index for index, _ in everywhere)
 
     def _count(self, window: Window) -> tuple[int, int]:
-        """Label tokens and samples of the window, over all processes."""
+        """The numbers of label tokens and of valid samples in the windows of all processes."""
         here = [
             sum(batch.label_tokens for batch in window.batches),
             sum(sum(batch.valid) for batch in window.batches),
@@ -100,7 +103,7 @@ class UpdateStep:
 
 
 def token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of each label token of a batch, (B, L), through whatever Accelerate wrapped the captioner in."""
+    """Cross-entropy of each label token of a batch, (B, L); `captioner` may be wrapped by Accelerate."""
     assert batch.text is not None
     losses: torch.Tensor = captioner(batch.images, batch.text)
     return losses

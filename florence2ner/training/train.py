@@ -1,4 +1,4 @@
-"""A training run from top to bottom: the parts are put together, then the loop runs."""
+"""The train command: puts the parts of a training run together and runs its loop."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,10 +44,10 @@ from florence2ner.training.validation import Validation
 
 @quiet_transformers()
 def train(config: TrainConfig) -> Path:
-    """Fine-tune a Florence-2 as `config` says, or go on with a run. Returns the directory of the last checkpoint.
+    """Fine-tune a Florence-2 as `config` says, or resume a run. Returns the directory of the last checkpoint.
 
-    Raises UserError for what the user can mend (no dataset, no model, a run directory that is taken, a full disk, a
-    process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
+    Every process must call this. Raises UserError for what the user can mend (no dataset, no model, a run folder that
+    is in use, a full disk, a process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
     """
     start = find_start(config)
     context = _join_processes(config, start)
@@ -91,7 +91,7 @@ def train(config: TrainConfig) -> Path:
 
 @dataclass(kw_only=True)
 class _Run:
-    """The loop of a run, and what is due after each of its updates."""
+    """The loop of a run, and what is done after each of its updates."""
 
     context: Context
     state: TrainState
@@ -103,7 +103,7 @@ class _Run:
     checkpoints: Checkpoints
 
     def go(self, loader: TrainLoader, step: UpdateStep) -> None:
-        """Evaluate what the run starts from, then do one update after the other."""
+        """Evaluate before the first update, if that is asked for or still due, then run the loop."""
         if self.state.evaluation_due or (self.context.config.eval_before_training and not self.state.step):
             self._evaluate()
         self.model.train()
@@ -111,9 +111,10 @@ class _Run:
         run_loop(loader, step, self.after_update, device=self.context.accelerator.device)
 
     def after_update(self, window: Window, update: Update) -> bool:
-        """Count, log, evaluate, save, stop; True ends the run. All processes do the same.
+        """Count the update; log, evaluate and save where that is due. Returns True to end the run.
 
-        Raises Interrupted after a signal, and UserError after too many bad updates.
+        All processes take the same decisions. Raises Interrupted after a signal, once the checkpoint is saved, and
+        UserError after too many skipped updates or when the disk is full.
         """
         self.progress.count(window, update)
         step, state = self.state.step, self.state
@@ -121,7 +122,7 @@ class _Run:
         if self.timetable.is_log_due(step):
             self.progress.log()
         if self.timetable.is_evaluation_due(step):
-            state.evaluation_due = True  # unless it is done now, the resumed run begins with it
+            state.evaluation_due = True  # until it is done: if a signal prevents that, the resumed run starts with it
             if not stop:
                 self._evaluate()
                 self.model.train()
@@ -135,12 +136,12 @@ class _Run:
         return over
 
     def _evaluate(self) -> None:
-        """Evaluate; but after the last update a signal has nothing left to stop."""
+        """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
         self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
 
     def _signal(self) -> int | None:
-        """The signal to stop by, if any: the same in all processes."""
+        """The signal that any process has received, the same in all; None after the last update, when none matters."""
         if self.timetable.is_last(self.state.step):
             return None
         return self.signals.agreed(self.context.accelerator)
@@ -163,7 +164,10 @@ class _Run:
 
 
 def _join_processes(config: TrainConfig, start: Start) -> Context:
-    """Meet the other processes, and refuse what doesn't belong together or doesn't fit their number."""
+    """Make the Accelerator and check that all processes agree on settings and data, and that their number fits.
+
+    Records the number of processes and the global batch in `start.state`. Raises UserError where a check fails.
+    """
     accelerator = make_accelerator(
         config.mixed_precision,
         seed=config.seed,
@@ -185,7 +189,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
 
 
 def _open_run(context: Context, start: Start, data: TrainData, parameters: ParameterCount, stack: ExitStack) -> None:
-    """Make the run's folder, open its trackers and say what is going to be done."""
+    """Make the run folder, start the trackers (`stack` finishes them) and print what is going to be done."""
     config, accelerator, display = context.config, context.accelerator, context.display
 
     def open_folder() -> None:
@@ -211,13 +215,14 @@ def _open_run(context: Context, start: Start, data: TrainData, parameters: Param
 
 @contextmanager
 def _one_clear_line(context: Context) -> Iterator[None]:
-    """Say it in one line where another process was lost, and how to go on."""
+    """A context manager that turns the loss of another process into a UserError that says how to resume."""
     try:
         yield
     except Exception as error:
         config = context.config
         if context.accelerator.num_processes > 1 and is_lost_process(error):
-            newest = next(reversed(list_checkpoints(config.run_dir)), None)  # a save may have been cut off at its end
+            # From the disk: a save may have been interrupted after it had put its checkpoint in place.
+            newest = next(reversed(list_checkpoints(config.run_dir)), None)
             raise UserError(
                 "lost contact with another process, which was killed, failed or fell silent for "
                 f"{config.process_timeout} s; {resume_command(config, newest)}"

@@ -1,4 +1,4 @@
-"""Evaluations on the held-out samples while a run goes on: which was the best, and when patience is over."""
+"""Evaluates a training run on its held-out samples; keeps track of the best result and of early stopping."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,12 +14,12 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.training.context import Context
 from florence2ner.training.timetable import Timetable
 
-_SHOWN = 2  # captions said beside the truth
-_THUMBNAIL = (192, 192)  # pixels, of the pictures in the table of captions
+_SHOWN = 2  # captions printed after each evaluation
+_THUMBNAIL = (192, 192)  # largest width and height, in pixels, of the images in the table of captions
 
 
 class Validation:
-    """Evaluates, and keeps in `state` what was the best."""
+    """Runs evaluations, and keeps the best result in `state`."""
 
     def __init__(
         self,
@@ -38,9 +38,10 @@ class Validation:
         self._features = features
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
-        """Loss on the held-out samples, and captions of the first batch beside the truth.
+        """Evaluate the loss on the held-out samples, and captions for the first `eval_batch_size` of them; log both.
 
-        `give_up` cuts it short, in all processes; it then stays due. Leaves the captioner in evaluation mode.
+        When `give_up` returns True in any process, the evaluation is abandoned in all of them and stays due. Leaves the
+        captioner in evaluation mode. Every process must call this.
         """
         config, accelerator, display = self._context.config, self._context.accelerator, self._context.display
         if not self._samples:
@@ -73,7 +74,7 @@ class Validation:
             self._note_best(value)
 
     def is_patience_over(self) -> bool:
-        """Whether so many evaluations brought nothing better that the run is to end."""
+        """Whether the run is to end early: the last `early_stopping_patience` evaluations brought nothing better."""
         patience = self._context.config.early_stopping_patience
         return patience is not None and self._state.evaluations_since_best >= patience
 
@@ -90,7 +91,7 @@ class Validation:
         images = {sample.image.key: sample.image for sample in self._samples}
         rows = []
         for row in result.captions:
-            with suppress(ImageError):  # deleted since it was evaluated
+            with suppress(ImageError):  # such as a file that was deleted since
                 thumbnail = load_image(images[row.image])
                 thumbnail.thumbnail(_THUMBNAIL)
                 rows.append((row.reference, row.prediction, thumbnail))

@@ -1,4 +1,4 @@
-"""The layout of kohya_ss and OneTrainer: an image and, beside it, a .txt of the same name."""
+"""The dataset layout of kohya_ss and OneTrainer: an image and, beside it, a .txt with its caption."""
 
 import glob
 from pathlib import Path
@@ -11,7 +11,8 @@ from florence2ner.errors import UserError
 def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None) -> Discovery:
     """Pair every image of the dataset in `root` with the .txt of the same stem beside it; an empty one counts as none.
 
-    `folder` is the part of it to look in; None: all of it.
+    `folder` below `root` restricts the search to that folder; keys stay relative to `root`. Raises UserError for a
+    caption that can't be read.
     """
     within = folder or root
     captions = {path.with_suffix(""): path for path in list_files(within, {CAPTION_EXTENSION})}
@@ -30,10 +31,13 @@ def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None
 
 
 def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
-    """The sample that a run has known by its key, with the caption as it is now. Raises UserError when it is gone."""
+    """The sample with this key, with its caption as it is now, for a run that is resumed.
+
+    Raises UserError when image or caption is gone, or the caption can't be read.
+    """
     image = root / key
     usual = image.with_suffix(CAPTION_EXTENSION)
-    # Looking for .TXT and .Txt means listing the folder: only where there is no .txt.
+    # Finding .TXT or .Txt takes a listing of the folder, which is slow: only where there is no .txt.
     others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
     for path in (usual, *others):
         if path.suffix.lower() == CAPTION_EXTENSION and path.is_file() and image.is_file():
@@ -42,7 +46,7 @@ def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
 
 
 def read_captions(root: Path) -> list[str]:
-    """Every caption below `root`, with or without an image. Raises UserError when there is none."""
+    """Every caption below `root`, with or without an image. Raises UserError for none, or one that can't be read."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     captions = [caption for path in list_files(root, {CAPTION_EXTENSION}) if (caption := _read_caption(path))]
@@ -53,7 +57,7 @@ def read_captions(root: Path) -> list[str]:
 
 def _read_caption(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        if path.exists() and not path.is_file():  # such as a pipe: reading it could block for ever
             raise UserError(f"the caption {path} is not a regular file")
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A model directory as files: its JSON and its weights, whichever of the usual forms they have. No code is ever run."""
+"""Reads the files of a model directory: JSON, safetensors and pickled weights, sharded or not. Runs no code."""
 
 import json
 import re
@@ -15,11 +15,11 @@ from florence2ner.errors import UserError
 
 
 def read_state_dict(directory: Path) -> dict[str, Tensor]:
-    """All tensors of `directory` on the CPU, by name: model.safetensors, its shards, pytorch_model.bin, or its shards.
+    """All tensors of `directory` on the CPU, by name: of model.safetensors, else of pytorch_model.bin, or their shards.
 
-    They are mapped from the files, so that only names and shapes are read until a tensor is used: copy what must
-    outlive the files. No code in a pickle is run. Raises `UserError` when there is no file, one is damaged or holds
-    more than tensors, or an index names files elsewhere.
+    They are memory-mapped where the format allows: data is read when a tensor is used, so copy what must outlive the
+    files. No code in a pickle is run. Raises UserError when there is no file, when one is damaged or holds more than
+    tensors, and when an index names files outside the directory.
     """
     files = weight_files(directory)
     if not files:
@@ -28,7 +28,7 @@ def read_state_dict(directory: Path) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises `UserError` when it is missing or something else."""
+    """Read a JSON object from a file. Raises UserError when the file is missing or holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -41,18 +41,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def section(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a config; empty where it is missing or no object, for what it lacks is then reported."""
+    """An object within a config; {} where it is missing or not an object, so that the caller reports missing fields."""
     section = content.get(name)
     return section if isinstance(section, dict) else {}
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error on one line, cut to what a person reads."""
+    """The message of an error on one line, cut to 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights, safetensors first; none where there are none."""
+    """The files that hold the weights, safetensors preferred; [] where there are none.
+
+    Raises UserError for an index that can't be read or names anything but files beside it.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (directory / name).is_file():
             return [directory / name]
@@ -60,7 +63,7 @@ def weight_files(directory: Path) -> list[Path]:
         if index.is_file():
             shards = sorted({str(shard) for shard in section(read_json(index), "weight_map").values()})
             for shard in shards:
-                # The name is judged, not where it leads: in the hub's cache every file is a link to elsewhere.
+                # Check the name, not the resolved path: in the hub's cache every file is a link out of the directory.
                 if re.fullmatch(r"[\w.-]+", shard) is None or Path(shard).suffix != Path(name).suffix:
                     raise UserError(f"{index} names {shard!r}, which is not a {Path(name).suffix} file beside it.")
             return [directory / shard for shard in shards]

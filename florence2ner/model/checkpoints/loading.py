@@ -1,4 +1,4 @@
-"""A name or a path -> model and processor, in either layout; and back to disk, checked by reading it again."""
+"""Loads a model and its processor by name or path, in either layout, and saves them, checking what was written."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from florence2ner.model.checkpoints.original import is_original, load_original, 
 
 Layout = Literal["native", "original"]
 
-# What a hub repository may give us: no Python file, no second copy of the weights.
+# What is downloaded from a hub repository: no Python files, and pickled weights only where there are no safetensors.
 _HUB_FILES = ("*.json", "merges.txt", "model*.safetensors")
 _HUB_PICKLES = ("pytorch_model*.bin",)
-_TOLERANCE = 1e-4  # of the largest logit, between a model and what was written of it
+_TOLERANCE = 1e-4  # of a saved copy's logits, relative to the model's largest logit
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """A `with`, or a decorator, for the length of a command: no bars, and no hints about code, between our own lines.
+    """A context manager or decorator that silences transformers' progress bars, and all of its messages but errors.
 
-    A bar per file read or written would tear the run's own. What a program that uses us had set comes back.
+    Its bars, one for each file read or written, would break our own. The caller's settings are restored at the end.
     """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -49,11 +49,11 @@ def load_model(
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
-    """Load a Florence-2 and its processor, in evaluation mode, as float32 unless `dtype` says otherwise.
+    """Load a Florence-2 and its processor, in evaluation mode, with float32 weights unless `dtype` says otherwise.
 
     `name_or_path` is a local directory or a hub id; the layout, native or Microsoft's original, is recognised by
-    content. No remote code is run and no pickle beyond tensors. Raises UserError when there is no such model, and when
-    a weight is missing, unexpected, of another shape or unreadable.
+    content. `device` None is the CPU. No remote code is run, and pickles may hold tensors only. Raises UserError when
+    there is no such model, and when a weight is missing, unexpected, of another shape or unreadable.
     """
     directory = _locate(str(name_or_path))
     load = load_original if is_original(directory) else _load_native
@@ -71,9 +71,10 @@ def save_model(
 ) -> None:
     """Write model and processor to `directory`, then read them back and compare the logits of one image.
 
-    native is for plain `from_pretrained`, original for tools that use Microsoft's remote code. `weights` replaces the
-    model's own where they are spread over processes; there is then no whole model to compare with. Whatever goes
-    wrong, nothing half-written stays. Raises UserError when the layout can't hold the model or the logits differ.
+    The layout "native" is for plain `from_pretrained`, "original" for tools that use Microsoft's remote code. `weights`
+    replaces the model's own state dict where the model is sharded; there is then no whole model to compare with, and
+    nothing is read back. On any error `directory` is removed. Raises UserError when the layout can't express the model
+    or the logits differ. Only one process may call this.
     """
     try:
         if layout == "original":
@@ -90,9 +91,9 @@ def save_model(
 
 @quiet_transformers()
 def convert(source: str, destination: Path, *, layout: Layout) -> None:
-    """Write the model `source` (a directory or a hub id, in either layout) to a new directory in the other layout.
+    """Write the model `source` (a directory or a hub id, in either layout) to a new directory, in the layout given.
 
-    Raises UserError when the destination exists, and what `load_model` and `save_model` raise.
+    Raises UserError when the destination exists, and as `load_model` and `save_model` do.
     """
     if destination.exists():
         raise UserError(f"{destination} exists already: name a new folder")
@@ -104,7 +105,7 @@ def convert(source: str, destination: Path, *, layout: Layout) -> None:
 
 
 def _locate(name: str) -> Path:
-    """The local directory of a model: itself, or the snapshot of a hub repository."""
+    """The local directory of a model: `name` itself, or the downloaded snapshot of the hub repository of that name."""
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -130,7 +131,7 @@ def _load_native(
     except Exception as error:  # damaged files can raise anything
         raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):  # transformers makes up the missing ones and only warns
+    if any(problems.values()):  # transformers initialises missing weights at random and only warns
         text = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:4])}" for kind, keys in problems.items() if keys)
         raise UserError(f"the weights in {directory} do not fit its config.json: {text}")
     if not isinstance(processor, Florence2Processor):
@@ -140,13 +141,13 @@ def _load_native(
 
 @torch.no_grad()
 def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
-    """Reload `directory` and compare logits with the model in memory. Raises UserError when they differ."""
+    """Reload `directory` and compare its logits with those of the model. Raises UserError when they differ."""
     reloaded, processor = load_model(directory, dtype=model.dtype, device=model.device)
-    reloaded.model.vision_tower.to(memory_format=torch.channels_last)  # as a Captioner has it: others round otherwise
+    reloaded.model.vision_tower.to(memory_format=torch.channels_last)  # as `build_captioner` does; it affects rounding
     kernels = {part: getattr(model.config, part)._attn_implementation for part in ("vision_config", "text_config")}
     modes = {module: module.training for module in model.modules()}
     try:
-        model.set_attn_implementation(dict.fromkeys(kernels, "sdpa"))  # others can't do float32
+        model.set_attn_implementation(dict.fromkeys(kernels, "sdpa"))  # flash attention can't do float32
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = _probe(model.eval(), model.config.image_token_id)
             written = _probe(reloaded, processor.image_token_id)
@@ -154,18 +155,18 @@ def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
         model.set_attn_implementation(kernels)
         for module, training in modes.items():  # frozen parts stay in evaluation mode while the rest trains
             module.training = training
-    expected = expected[..., : written.shape[-1]]  # rows behind the original's vocabulary are cut
+    expected = expected[..., : written.shape[-1]]  # `save_original` cuts rows beyond the original's vocabulary
     difference = (written - expected).abs().max().item()
     if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
         raise UserError(f"what was written to {directory} differs from the model by {difference:.2g} in the logits")
 
 
 def _probe(model: Florence2ForConditionalGeneration, image_token_id: int) -> Tensor:
-    """Logits (1, 8, vocabulary) of a fixed random image of a few patches, a prompt and a caption."""
+    """float32 logits (1, 8, vocabulary) for a small image, a prompt and a caption, all random but always the same."""
     stride = 1
     for factor in model.config.vision_config.patch_stride:
         stride *= factor
-    side = 4  # of the vision tower's map
+    side = 4  # of the vision tower's feature map, in positions
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(1, 3, side * stride, side * stride, generator=generator).to(model.device, model.dtype)
     ids = torch.randint(4, 200, (1, 8), generator=generator)

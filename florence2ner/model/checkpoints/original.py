@@ -1,8 +1,8 @@
-"""Microsoft's original Florence-2 layout, read into transformers' native classes and written back, without its code.
+"""Converts models in Microsoft's original layout to transformers' native classes and back, without its code.
 
 The layout is what configuration_florence2.py, modeling_florence2.py and processing_florence2.py of
-microsoft/Florence-2-large read. transformers must never see such a directory itself: it accepts the config, ignores
-the keys that it does not know and leaves most of the weights random, without an error.
+microsoft/Florence-2-large read. Never give such a directory to transformers itself: it accepts the config, ignores the
+keys that it doesn't know and leaves most of the weights random, without an error.
 """
 
 import json
@@ -32,10 +32,10 @@ _IMAGE_PROJECTION = "image_projection"
 _FINAL_LOGITS_BIAS = "language_model.final_logits_bias"
 _LM_HEAD = "language_model.lm_head.weight"
 _SHARED = "language_model.model.shared.weight"
-# The same table as `shared` in both layouts; a file may hold it under any of these names, or under all.
+# The same table as `shared`. A file may hold it under any of these names, or under several.
 _COPIES = ("language_model.model.encoder.embed_tokens.weight", "language_model.model.decoder.embed_tokens.weight")
 
-# Native name -> original name, applied one after the other.
+# Substitutions that turn a native name into the original's. All are applied, in this order.
 _RENAMES = (
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.language_model\.", "language_model.model."),
@@ -54,17 +54,17 @@ _RENAMES = (
 
 
 def original_name(native_name: str) -> str:
-    """The original's state-dict key for one of `Florence2ForConditionalGeneration`; no two have the same."""
+    """The original's state dict key for a key of the native `Florence2ForConditionalGeneration`; one to one."""
     for pattern, replacement in _RENAMES:
         native_name = re.sub(pattern, replacement, native_name)
     return native_name
 
 
 def is_original(directory: Path) -> bool:
-    """Whether `directory` holds a model in Microsoft's layout: config.json tells, in doubt the weights' names.
+    """Whether `directory` holds a model in Microsoft's layout, by its config.json or, in doubt, its weights' names.
 
-    Neither the directory's name nor vision_config.model_type counts: fine-tunes have anything there. Raises
-    `UserError` when config.json is missing or broken, or when the weights are needed and cannot be read.
+    The directory's name and vision_config.model_type are ignored, as fine-tunes have anything there. Raises UserError
+    when config.json is missing or broken, or when the weights are needed and can't be read.
     """
     vision = section(read_json(directory / "config.json"), "vision_config")
     original = "dim_embed" in vision or "image_pos_embed" in vision
@@ -78,10 +78,10 @@ def load_original(
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Convert a directory in the original layout in memory: a native model on the CPU in eval mode, and its processor.
 
-    `dtype` None means float32, whatever the files hold. The vocabulary is the original's; `<image>` has `<mask>`'s id
-    and is never generated. The output head is tied to the embedding exactly when the two are equal in the files.
-    Raises `UserError`, in one line, when a file is missing or damaged, when the config asks for what the native
-    classes cannot do, and when a weight is missing, unexpected or of another shape.
+    `dtype` None means float32, whatever the files hold. The vocabulary is the original's; `<image>` takes the id of
+    `<mask>` (see `processing.build_tokenizer`) and is never generated. The output head is tied to the embedding exactly
+    when the two are equal in the files. Raises UserError when a file is missing or damaged, when the config asks for
+    what the native classes can't do, and when a weight is missing, unexpected or of another shape.
     """
     settings = read_json(directory / "config.json")
     config = original_to_native_config(settings, directory)
@@ -91,7 +91,7 @@ def load_original(
     config.tie_word_embeddings = _unify_embeddings(state, directory)
     config.dtype = dtype or torch.float32
     try:
-        with torch.device("meta"):  # nothing is allocated or initialised: every tensor comes from the files
+        with torch.device("meta"):  # nothing is allocated or initialised, as every tensor comes from the files
             model = Florence2ForConditionalGeneration(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{directory / 'config.json'} does not describe a Florence-2: {one_line(error)}") from error
@@ -123,14 +123,14 @@ def save_original(
           tokenizer.json, vocab.json, merges.txt, tokenizer_config.json
 
     `<image>` becomes `<mask>` again; where it has a row of its own (florence-community/Florence-2-base), that row and
-    the padding behind it are cut. `weights` replaces the model's own, where they are spread over processes. The files
-    are written one after the other: give a temporary directory and rename it.
-    Raises `UserError`, before anything is written, for what the original's code cannot express.
+    the padding after it are cut. `weights` replaces the model's own state dict where the model is sharded. The files
+    are written one by one: for an atomic result, give a temporary directory and rename it.
+    Raises UserError, before anything is written, for what the original's code can't express.
     """
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     vocab_size = _restore_mask_token(tokenizer)
     vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
-    # As strings: tokenizers before 0.20, which the original's users have, do not know pairs.
+    # Merges as strings: tokenizers before 0.20, which users of the original have, can't read pairs.
     tokenizer["model"]["merges"] = merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
     files: dict[str, dict[str, Any]] = {
         "config.json": native_to_original_config(model, vocab_size=vocab_size),
@@ -144,8 +144,8 @@ def save_original(
         },
     }
     tensors = {original_name(name): tensor.detach() for name, tensor in (weights or model.state_dict()).items()}
-    # All copies: the original's from_pretrained leaves the head random when a safetensors file has only `shared`, and
-    # other loaders expect this or that name. Cloned, since safetensors refuses tensors that share memory.
+    # Under all names: the original's from_pretrained leaves the head random when a safetensors file has only `shared`,
+    # and other loaders look for one or another of them. Cloned, since safetensors refuses tensors that share memory.
     tensors |= {name: tensors[name][:vocab_size].clone() for name in (_SHARED, *_COPIES, _LM_HEAD)}
     tensors[_IMAGE_PROJECTION] = tensors[_IMAGE_PROJECTION].t()  # (in, out) in the original
     tensors[_FINAL_LOGITS_BIAS] = torch.zeros(1, vocab_size, dtype=model.dtype)
@@ -214,13 +214,14 @@ def _load_processor(directory: Path, config: Florence2Config) -> Florence2Proces
 
 
 def _unify_embeddings(state: dict[str, Tensor], directory: Path) -> bool:
-    """Leave one table, `shared`, and the head in `state`; returns whether these two are equal.
+    """Reduce the copies of the embedding in `state` to `shared` and the head; return whether these two are equal.
 
-    The original ties the encoder's and the decoder's table but not the head, which drifts away when it is fine-tuned.
+    The original ties the encoder's and the decoder's table to `shared`, but not the head: fine-tuning makes it differ.
+    Raises UserError when a copy differs that is tied there.
     """
     tables = [name for name in (_SHARED, *_COPIES, _LM_HEAD) if name in state]
     if not tables:
-        return True  # reported with the other missing weights
+        return True  # `_native_weights` reports it with the other missing weights
     shared = state.setdefault(_SHARED, state[tables[0]])
     for name in _COPIES:
         if not _equal(state.pop(name, shared), shared):
@@ -231,7 +232,10 @@ def _unify_embeddings(state: dict[str, Tensor], directory: Path) -> bool:
 def _native_weights(
     state: dict[str, Tensor], model: Florence2ForConditionalGeneration, directory: Path
 ) -> dict[str, Tensor]:
-    """Rename, transpose and cast the tensors of `state`, which is emptied to save memory, to fit `model` exactly."""
+    """The tensors of `state` renamed, transposed and cast to fit `model`. Empties `state`, to save memory.
+
+    Raises UserError when a weight is missing, unexpected or of another shape.
+    """
     bias = state.pop(_FINAL_LOGITS_BIAS, None)
     if bias is not None and bias.count_nonzero():
         raise UserError(f"{directory}: {_FINAL_LOGITS_BIAS} is not zero; the native class has no such bias.")
@@ -253,7 +257,7 @@ def _native_weights(
         raise UserError(f"The weights in {directory} do not fit its config.json: {text}.")
     if model.config.tie_word_embeddings:
         del state[_LM_HEAD]
-    # Copied even where the dtype stays: a mapped file may be replaced while the model lives.
+    # Copied even where the dtype stays the same, as the memory-mapped file may be replaced while the model is in use.
     return {
         native[name]: state.pop(name).to(model.config.dtype, copy=True, memory_format=torch.contiguous_format)
         for name in list(state)
@@ -261,10 +265,13 @@ def _native_weights(
 
 
 def _restore_mask_token(tokenizer: dict[str, Any]) -> int:
-    """Take `<image>` out of the state of a Rust tokenizer again; returns the number of tokens left."""
+    """Undo `processing.build_tokenizer` in the JSON state of a Rust tokenizer; return the number of tokens left.
+
+    Raises UserError when there are tokens after `<image>`, whose ids would change.
+    """
     vocab, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]
     if _MASK_TOKEN not in {*vocab, *(token["content"] for token in added)}:
-        # A renamed <mask>. It always gets an entry in the vocabulary, as vocab.json alone must give its id.
+        # <mask> was renamed. Give it an entry in the vocabulary in any case, since vocab.json alone must have its id.
         vocab[_MASK_TOKEN] = next(token["id"] for token in added if token["content"] == IMAGE_TOKEN)
         vocab.pop(IMAGE_TOKEN, None)
         added += [

@@ -1,6 +1,6 @@
-"""The config of Microsoft's original layout, to the native one and back.
+"""Converts the config.json of Microsoft's original layout to a native config and back.
 
-The fields are those of configuration_florence2.py of microsoft/Florence-2-large.
+The original's fields are those of configuration_florence2.py of microsoft/Florence-2-large.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.files import one_line, section
 from florence2ner.model.checkpoints.processing import build_generation_config
 
-# Fields with the same name and meaning in both configs. The original's dim_embed is the native embed_dim.
+# Fields with the same name and meaning in both configs. (The original's dim_embed, the native embed_dim, is not here.)
 _VISION_FIELDS = (
     *("depths", "num_heads", "num_groups", "patch_size", "patch_stride", "patch_padding", "patch_prenorm"),
     *("window_size", "drop_path_rate", "projection_dim"),
@@ -25,25 +25,25 @@ _TEXT_FIELDS = (
     *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout"),
     *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id"),
 )
-# The original generates with what its text_config says and never looks at generation_config.json.
+# The original takes its generation settings from text_config and never reads generation_config.json.
 GENERATION_FIELDS = (
     *("num_beams", "early_stopping", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id"),
     *("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"),
 )
-# What one side can vary and the other cannot.
+# The only feature source that the native class has, and the only vision values that the original's code has.
 _FEATURE_SOURCE = ["spatial_avg_pool", "temporal_avg_pool"]
 _FIXED_IN_ORIGINAL = {"in_channels": 3, "mlp_ratio": 4.0, "qkv_bias": True, "activation_function": "gelu"}
-# "repository--file.class" is what transformers itself writes when it saves a model with remote code. A plain
-# "file.class" would point to a Python file beside the weights, and none is ever written. Tools that trust remote code
-# (taggui) follow the reference; those that bring their own copy of the code (ComfyUI-Florence2) do not read it.
+# The prefix of auto_map's values, "repository--file.class", as transformers itself writes them for models with remote
+# code. A plain "file.class" would mean a Python file beside the weights, and we write none. Tools that trust remote
+# code (taggui) follow the reference; those with their own copy of the code (ComfyUI-Florence2) ignore it.
 CODE = "microsoft/Florence-2-large--"
 
 
 def native_to_original_config(model: Florence2ForConditionalGeneration, *, vocab_size: int) -> dict[str, Any]:
     """The original's config.json for a native model of which the first `vocab_size` embedding rows are kept.
 
-    What the model's generation_config leaves open gets the original's defaults. Raises `UserError` for a vision tower
-    that the original's code cannot express, or when there are fewer rows.
+    What the model's generation_config leaves open gets the original's defaults. Raises UserError for a vision tower
+    that the original's code can't express, and when the model has fewer rows than `vocab_size`.
     """
     vision: Any = model.config.vision_config
     text: Any = model.config.text_config
@@ -78,7 +78,7 @@ def native_to_original_config(model: Florence2ForConditionalGeneration, *, vocab
             "label2id": {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2},
         },
         "vision_config": {
-            "model_type": "davit",  # the original's code refuses any other word
+            "model_type": "davit",  # the original's code accepts nothing else
             "enable_checkpoint": False,
             "dim_embed": vision.embed_dim,
             **{name: getattr(vision, name) for name in _VISION_FIELDS},
@@ -88,15 +88,15 @@ def native_to_original_config(model: Florence2ForConditionalGeneration, *, vocab
         },
         "vocab_size": vocab_size,
         "torch_dtype": str(model.dtype).removeprefix("torch."),
-        "transformers_version": "4.41.0.dev0",  # the hub's: a config of that time, not of this transformers
+        "transformers_version": "4.41.0.dev0",  # as on the hub: the version that this config is in the format of
     }
 
 
 def original_to_native_config(settings: dict[str, Any], directory: Path) -> Florence2Config:
-    """The native config of an original one, read from `directory`.
+    """The native config for `settings`, the original's config.json; `directory` is for messages.
 
-    Without `image_token_id` and `tie_word_embeddings`, which the other files decide. Raises `UserError` for what the
-    native classes cannot do.
+    The caller sets `image_token_id` and `tie_word_embeddings`, which depend on tokenizer and weights. Raises UserError
+    for what is missing, or what the native classes can't do.
     """
     path = directory / "config.json"
     vision, text = section(settings, "vision_config"), section(settings, "text_config")
@@ -114,8 +114,8 @@ def original_to_native_config(settings: dict[str, Any], directory: Path) -> Flor
             "max_position_embeddings": position["max_pos_embeddings"],
             "max_temporal_embeddings": temporal["max_temporal_embeddings"],
         }
-        # Fine-tunes say model_type "florence2_language", which transformers does not know. Where a field is not
-        # written, the two classes' defaults differ only in the vocabulary.
+        # model_type is overridden, as fine-tunes have "florence2_language", which transformers doesn't know. For fields
+        # that are missing, the defaults of the original's class and of BartConfig differ only in vocab_size.
         text_config = {"vocab_size": 51289} | {name: text[name] for name in _TEXT_FIELDS if name in text}
         config = Florence2Config(vision_config=vision_config, text_config=text_config | {"model_type": "bart"})
     except KeyError as error:

@@ -1,7 +1,7 @@
-"""What every Florence-2 processor and generation config must hold, whichever way the model came about.
+"""Builds the tokenizer, processor and generation config that every Florence-2 needs, converted or new.
 
-The facts are Microsoft's (processing_florence2.py of microsoft/Florence-2-large, post_processor_config of the same
-file), the form is that of transformers' native `Florence2Processor`.
+The values are Microsoft's (processing_florence2.py of microsoft/Florence-2-large), in the form that transformers'
+native `Florence2Processor` takes.
 """
 
 import json
@@ -19,8 +19,8 @@ IMAGE_TOKEN = "<image>"
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet
 IMAGE_STD = (0.229, 0.224, 0.225)
 
-# In the order in which the original processor adds them: ids 50265..51288 of the real vocabulary. The misspelt
-# `desciption` is the original's.
+# In the order in which the original processor adds them; their ids are 50265 to 51288 in Microsoft's checkpoints.
+# The misspelt `desciption` is the original's.
 TASK_TOKENS = (
     *("<od>", "</od>", "<ocr>", "</ocr>"),
     *(f"<loc_{bin_}>" for bin_ in range(1000)),
@@ -44,9 +44,9 @@ POST_PROCESSOR_CONFIG = {
 def build_tokenizer(backend: RustTokenizer, *, model_max_length: int) -> PreTrainedTokenizerFast:
     """A Florence-2 tokenizer over a BART vocabulary: the task tokens appended, `<mask>` renamed to `<image>`.
 
-    `<image>` stands for an image's features in the prompt and needs an id with an embedding row, but a row of its own
-    would enter the softmax and change every loss and logit. Florence-2 never uses `<mask>`, so `<image>` takes its id:
-    the vocabulary stays exactly the original's. Adding task tokens that are already there changes nothing.
+    `<image>` is the prompt's placeholder for an image embedding and needs an id with an embedding row, but an
+    additional row would enter the softmax and change every loss. Florence-2 never uses `<mask>`, so `<image>` takes its
+    id, and the vocabulary keeps the original's size and ids. Task tokens that are there already are not added again.
     """
     state = json.loads(backend.to_str())
     vocab = state["model"]["vocab"]
@@ -73,10 +73,10 @@ def build_tokenizer(backend: RustTokenizer, *, model_max_length: int) -> PreTrai
 def build_processor(
     tokenizer: PreTrainedTokenizerFast, *, image_size: int, image_seq_length: int
 ) -> Florence2Processor:
-    """A native processor: squashes to `image_size` squared (bicubic), expands `<CAPTION>` and the other task prompts.
+    """A native processor: resizes images to `image_size` x `image_size` pixels (bicubic) and expands task prompts.
 
-    `image_seq_length` is the number of features the model makes of one image: 1 + (map side) ** 2, where the vision
-    tower divides the side by the product of its patch strides (768 pixels give 577).
+    `image_seq_length` is the number of embeddings per image: 1 + (side of the vision tower's feature map) ** 2, where
+    the side is that of the image divided by the product of the patch strides (768 pixels give 577).
     """
     size = {"height": image_size, "width": image_size}
     image_processor = CLIPImageProcessorPil(
@@ -93,9 +93,9 @@ def build_processor(
 
 
 def build_generation_config(image_token_id: int, **overrides: object) -> GenerationConfig:
-    """The original's generation defaults in full; native configs drop half of them and would decode greedily.
+    """The original's generation defaults in full; converted native configs lack half of them and would decode greedily.
 
-    `overrides` replace single values (a checkpoint's own). `<image>` can never be generated.
+    `overrides` replace single values, such as a checkpoint's own. `<image>` is never generated.
     """
     defaults = {
         "num_beams": 3,
@@ -114,7 +114,10 @@ def build_generation_config(image_token_id: int, **overrides: object) -> Generat
 
 @lru_cache(maxsize=64)
 def expand_prompt(processor: Florence2Processor, prompt: str) -> Tensor:
-    """(N,) ids of a task prompt; the processor expands the task's words and the image's placeholders. Read only."""
+    """The ids (N,) of a task prompt: image placeholders, then the words that the processor expands the task token to.
+
+    The tensor is cached and shared between callers: don't write to it.
+    """
     inputs = processor(images=Image.new("RGB", (8, 8)), text=prompt, return_tensors="pt")
     ids: Tensor = inputs.input_ids[0]
     return ids

@@ -1,4 +1,4 @@
-"""New Florence-2 models from nothing: a tiny one that learns on a CPU, and the real sizes for benchmarks."""
+"""Makes new Florence-2 models with random weights: a tiny one that learns on a CPU, and Microsoft's sizes."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -31,11 +31,11 @@ Preset = Literal["tiny", "base", "large"]
 
 
 class _Size(NamedTuple):
-    image_size: int
-    bpe_size: int  # most entries of the BPE, with its five special tokens and before the task tokens
+    image_size: int  # side in pixels
+    bpe_size: int  # largest BPE vocabulary, with its five special tokens but without the task tokens
     vocab_size: int | None  # rows of the embedding; None: as many as there are tokens
-    vision: dict[str, Any]
-    text: dict[str, Any]
+    vision: dict[str, Any]  # fields of the vision config
+    text: dict[str, Any]  # fields of the BartConfig
 
 
 def _text(d_model: int, layers: int, heads: int, positions: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _real(widths: tuple[int, ...], text: dict[str, Any]) -> _Size:
 
 
 _SIZES: dict[Preset, _Size] = {
-    # 64x64 pixels, a map of 4x4; small enough to learn drawn shapes in two minutes on two cores.
+    # 64 x 64 pixels, a feature map of 4 x 4; small enough to learn drawn shapes in two minutes on two cores.
     "tiny": _Size(
         64,
         400,
@@ -80,7 +80,7 @@ _SIZES: dict[Preset, _Size] = {
 
 @quiet_transformers()
 def init_model(directory: Path, *, preset: Preset, captions: Iterable[str], seed: int) -> None:
-    """Write a new model with random weights to `directory`, in the native layout.
+    """Write a new model with random weights, see `build_model`, to `directory`, in the native layout.
 
     Raises UserError when the directory exists and is not empty.
     """
@@ -95,7 +95,8 @@ def build_model(
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """A Florence-2 of the preset's size with random weights, and a processor with a BPE trained on `captions`.
 
-    base and large have the real number of embedding rows, whether or not the captions give that many tokens.
+    "base" and "large" have as many embedding rows as Microsoft's, even where the captions yield fewer tokens. Seeds
+    torch's global generator with `seed`.
     """
     size = _SIZES[preset]
     tokenizer = _train_tokenizer(captions, size)
@@ -114,17 +115,18 @@ def build_model(
     return model, build_processor(tokenizer, image_size=size.image_size, image_seq_length=_features_per_image(size))
 
 
-# What the processor makes of the caption tasks. The vocabulary learns them too, or a prompt would be spelt in letters.
+# What the processor expands the caption tasks to. The BPE is trained on them too: otherwise prompts, whose words the
+# captions may lack, would be spelt letter by letter.
 _PROMPTS = (
     "What does the image describe?",
     "Describe in detail what is shown in the image.",
     "Describe with a paragraph what is shown in the image.",
 )
-_PROMPT_WEIGHT = 100  # how often each counts, so that their merges come before the rare ones of the captions
+_PROMPT_WEIGHT = 100  # how often each is repeated, so that its merges come before rare ones of the captions
 
 
 def _train_tokenizer(captions: Iterable[str], size: _Size) -> PreTrainedTokenizerFast:
-    """Byte-level BPE laid out like BART's: the four specials first, `<mask>` last, and its post-processing."""
+    """A byte-level BPE with BART's layout: four special tokens first, `<mask>` last, and <s> ... </s> around a text."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         chain(captions, _PROMPTS * _PROMPT_WEIGHT),
@@ -139,7 +141,7 @@ def _train_tokenizer(captions: Iterable[str], size: _Size) -> PreTrainedTokenize
 
 
 def _features_per_image(size: _Size) -> int:
-    """1 + (side of the vision tower's map) ** 2: the mean over the map, then each of its places."""
+    """Embeddings per image, 1 + (side of the feature map) ** 2: the mean over the map, then one per position."""
     side = size.image_size
     for stride in size.vision.get("patch_stride", (4, 2, 2, 2)):
         side //= stride
@@ -147,7 +149,7 @@ def _features_per_image(size: _Size) -> int:
 
 
 def _init_fan_in(model: nn.Module) -> None:
-    """Xavier for Linear, Kaiming for Conv2d. With the library's fixed std of 0.02 the image never gets through."""
+    """Xavier for Linear, Kaiming for Conv2d. With transformers' std of 0.02, the image has next to no effect."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,7 +1,8 @@
-"""Attention where torch's own kernels fall back to slow or wasteful ones. Everything else goes to them.
+"""Attention for three cases that torch's fused kernels can't compute or waste memory on; torch does the rest.
 
-Three cases: the channel attention of the vision tower, whose "heads" are as long as the image and fit no kernel;
-dropout on CPUs, where no kernel knows it; and beams of a beam search, which look at the same image.
+The three: the vision tower's channel attention, whose head dimension, the number of positions in the feature map, is
+too large for a fused kernel; attention dropout on CPUs, which no fused kernel supports; and the cross-attention of beam
+search, where all beams of an image attend to the same keys and values.
 """
 
 from typing import Any
@@ -20,9 +21,10 @@ NAME = "florence2ner"
 
 
 def use_fast_attention(model: Florence2ForConditionalGeneration) -> None:
-    """Have `model` use `attend` wherever it was loaded to use torch's kernels ("sdpa").
+    """Replace the attention of `model` by `attend`, by the implementation that it was loaded with.
 
-    flash_attention_2 keeps its own in the language model: it can do all but the tower's channel attention.
+    With "sdpa" all of it is replaced. With "flash_attention_2", which can't do channel attention, only the vision
+    tower's is. With "eager" nothing is.
     """
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, _mask)
@@ -41,9 +43,9 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: query (B, H, L, D), key and value (B', H, S, D) -> (B, L, H, D).
+    """transformers' attention interface: query (B, H, L, D), key and value (B', H, S, D) -> (B, L, H, D).
 
-    B' may be a fraction of B: rows that follow each other then share key, value and mask.
+    B may be a multiple of B': then every B / B' consecutive queries, the beams of one image, share key, value and mask.
     """
     if isinstance(module, Florence2VisionChannelAttention):
         assert scaling is not None
@@ -61,13 +63,16 @@ def attend(
 
 
 def _attend_channels(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Channels attend to channels: (B, G, C, N) -> the same shape, with C small and N the places of the map."""
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # scaled first: float16 can't hold sums over a map
+    """Channels attend to channels: all are (B, G, C, N), with G groups of C channels and N positions of the map."""
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # scaled first, as sums over N overflow float16
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
 def _attend_shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """One query position each of several beams per image: the beams are to the kernel what positions are."""
+    """A single query position per beam: the beams of an image become the query positions of one kernel call.
+
+    query (B, H, 1, D), key and value (B', H, S, D) -> (B, 1, H, D).
+    """
     beams, heads, length, width = len(query) // len(key), *query.shape[1:]
     assert length == 1
     together = query.view(len(key), beams, heads, width).transpose(1, 2)
@@ -86,11 +91,11 @@ def attend_with_dropout(
     *,
     causal: bool = False,
 ) -> Tensor:
-    """softmax(scaling * query key^T), of which entries are dropped, times value: (B, H, L, D) as in `attend`.
+    """Attention with dropout of the softmax weights: query (B, H, L, D), key, value (B, H, S, D) -> (B, H, L, D).
 
-    attention_mask is boolean, True for what is attended to, and broadcasts to (B, 1, L, S). torch computes this in
-    float32 with a dozen passes over (B, H, L, S), which it keeps for the backward pass; here one image at a time stays
-    in the processor's cache, and the backward pass computes it again.
+    attention_mask is boolean, True for what is attended to, and broadcasts to (B, 1, L, S). torch itself computes this
+    in a dozen float32 passes over (B, H, L, S) tensors, and keeps these for the backward pass. Here each image is
+    computed on its own, so that its weights fit the CPU's cache, and the backward pass computes them again.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if causal:
@@ -101,12 +106,12 @@ def attend_with_dropout(
 
 
 class _DropoutAttention(Function):
-    """`attend_with_dropout`, an image at a time. P are the softmax's weights, K the kept ones among them (0 or 1)."""
+    """`attend_with_dropout` with its backward pass, one image at a time."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *numbers: Any) -> Tensor:
         dropout, scale, seed = numbers
-        # Laid out as the next layer reads it, (B, L, H, D).
+        # In memory (B, L, H, D): the layout that the caller's transpose, and the output projection, want.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         for row in range(len(query)):
             weights = _weights(query[row], key[row], mask, row, scale)
@@ -127,7 +132,8 @@ class _DropoutAttention(Function):
             weights = _weights(q, k, mask, row, scale)
             kept = draw_kept(weights, dropout, seed, row)
             of_weights = drop_(torch.bmm(do, v.transpose(1, 2)).div_(share), kept)
-            # The softmax's backward: P * (dP - sum(P * dP)), and that sum is the product of out and its gradient.
+            # Backward of the softmax, with weights P: P * (dP - sum(P * dP)). As in FlashAttention (Dao et al. 2022),
+            # the sum is computed as that of out * d_out, which is smaller.
             of_scores = of_weights.sub_((do.float() * out[row]).sum(-1, keepdim=True)).mul_(weights)
             of_query[row] = torch.bmm(of_scores, k).mul_(scale)
             of_key[row] = torch.bmm(of_scores.transpose(1, 2), q).mul_(scale)
@@ -136,7 +142,7 @@ class _DropoutAttention(Function):
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, row: int, scale: float) -> Tensor:
-    """P of one image, (H, L, S)."""
+    """The softmax weights of one image, (H, L, S); query (H, L, D), key (H, S, D), the mask that of the batch."""
     scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
     if mask is not None:
         scores.masked_fill_(~mask[row if len(mask) > 1 else 0], -torch.inf)
@@ -144,7 +150,7 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, row: int, scale: f
 
 
 def _mask(*, attention_mask: Tensor | None, mask_function: Any, **_: Any) -> Tensor | None:
-    """transformers' interface: (B, S) -> (B, 1, 1, S). The decoder needs none: its padding is at the end."""
+    """transformers' mask interface: (B, S) -> (B, 1, 1, S). None in the decoder: it is causal, with padding last."""
     if attention_mask is None or mask_function is causal_mask_function:
         return None
     return attention_mask[:, None, None, :]

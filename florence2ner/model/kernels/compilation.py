@@ -1,4 +1,4 @@
-"""torch.compile where it gains something."""
+"""torch.compile for the vision tower and the language model's encoder."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ from torch import nn
 
 
 def compile_parts(model: Any, device: torch.device) -> None:
-    """Have torch.compile speed up the vision tower and the language model's encoder; weights keep their names.
+    """Compile the vision tower and the language model's encoder in place; weights keep their names.
 
-    For each batch size anew, but for the tower on a CPU: torch can't make one that serves all. The decoder meets a new
-    length with every token that it writes, and would be compiled over and over. `device` is where the model is; it
-    must be settled what is frozen: on a CPU the compiler takes frozen weights for constants, and gains most so.
+    Both are compiled again for each new batch size, as torch can't compile them for all sizes at once; only the tower
+    on a CPU always gets a single image. The decoder is left out: its input grows with every token that it writes, and
+    it would be compiled over and over. `device` is where the model is. Freeze before: on a CPU the compiler takes
+    frozen weights for constants, which gains the most.
     """
     parts: tuple[nn.Module, ...] = (model.model.vision_tower, model.model.language_model.encoder)
     for part in parts:

@@ -1,7 +1,7 @@
-"""Dropout on CPUs, where drawing its random numbers takes a third of a training step.
+"""Fast dropout for CPUs, where drawing torch's random numbers takes a third of a training step.
 
-Whether an entry is kept is a comparison of 16 random bits with the rate: a 64-bit number of a fast generator serves
-four entries, and is drawn again in the backward pass instead of being kept.
+An entry is kept or dropped by comparing 16 random bits with the rate, so that one 64-bit number of a fast generator
+(SFC64) serves four entries. The backward pass draws the same bits again from the seed instead of storing a mask.
 """
 
 from functools import partial
@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils.hooks import RemovableHandle
 
-_LEVELS = 1 << 16
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a floating-point number
+_LEVELS = 1 << 16  # values of 16 random bits
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size in bytes
 
 
 def use_fast_dropout(language_model: Any) -> None:
-    """Have a BartModel, which will train on a CPU, use `dropout` wherever it has torch's own but in attention."""
+    """Replace all dropout in a BartModel by `dropout`, except that inside attention, which `kernels/attention.py` does.
+
+    The model's own rates are set to 0, and hooks drop the outputs of the same modules instead. For training on a CPU.
+    """
     for side in (language_model.encoder, language_model.decoder):
         for layer in side.layers:
             linear = [
@@ -34,23 +37,23 @@ def use_fast_dropout(language_model: Any) -> None:
 
 
 def dropout(values: Tensor, rate: float) -> Tensor:
-    """Zero a share `rate` of the values, to the nearest 1/65536, and scale the rest up by what that takes away."""
+    """Zero a share `rate` of the values, rounded to 1/65536, and divide the others by the share that is kept."""
     dropped: Tensor = _Dropout.apply(values, rate, draw_seed())
     return dropped
 
 
 def draw_seed() -> int:
-    """A seed from torch's generator, so that recomputed and resumed runs drop the same entries."""
+    """A seed from torch's generator. Gradient checkpointing and resuming restore that, and so drop the same entries."""
     return int(torch.randint(1 << 62, ()))
 
 
 def share_kept(rate: float) -> float:
-    """The share of entries that `draw_kept` keeps."""
+    """The expected share of entries that `draw_kept` keeps; it rounds the rate to 1/65536."""
     return 1 - round(rate * _LEVELS) / _LEVELS
 
 
 def draw_kept(like: Tensor, rate: float, *seed: int) -> Tensor:
-    """Which entries are kept: integers 0 and 1, of the shape of `like` and as wide as its numbers."""
+    """A random mask of integers, 1 for entries that are kept and else 0, of the shape and element size of `like`."""
     drawn = np.random.SFC64(seed).random_raw(-(-like.numel() // 4)).view(np.int16)
     levels = torch.from_numpy(drawn)[: like.numel()].view(like.shape)
     kept = torch.empty(like.shape, dtype=_INTEGERS[like.element_size()])
@@ -58,7 +61,7 @@ def draw_kept(like: Tensor, rate: float, *seed: int) -> Tensor:
 
 
 def drop_(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place what is not kept. On the bits: that is several times as fast as with a boolean mask."""
+    """Zero in place where `kept` is 0. An integer product on the bits, several times as fast as a boolean mask."""
     values.view(kept.dtype).mul_(kept)
     return values
 
@@ -80,9 +83,10 @@ def _scaled(values: Tensor, rate: float, seed: int) -> Tensor:
 
 
 class _OutputDropout:
-    """A hook of a layer that drops what some modules in it give out, told by their paths and with their rates.
+    """A forward pre-hook of a layer that applies `dropout` to the outputs of submodules: their paths, and their rates.
 
-    It looks at each call which module stands there: an adapter may be wrapped around it at any time.
+    The submodules are looked up at each call, since they may be replaced after this was registered (by a wrapper such
+    as a LoRA adapter).
     """
 
     def __init__(self, rates: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Frozen weights, kept in the precision that they are used in."""
+"""Casts frozen weights to autocast's dtype once, so that autocast doesn't cast them in every step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 
 class FrozenWeights:
-    """The frozen weights that autocast would cast in every step, cast once instead: results are the same to the bit."""
+    """Frozen weights that were cast to autocast's dtype in advance. Results are the same to the bit."""
 
     def __init__(self) -> None:
-        self._originals: list[tuple[nn.Parameter, Tensor]] = []  # on the CPU
+        self._originals: list[tuple[nn.Parameter, Tensor]] = []  # each with its values before the cast, on the CPU
 
     def cast(self, module: nn.Module, dtype: torch.dtype, *, for_good: bool = False) -> None:
-        """Cast those of `module` that autocast casts to `dtype`. `for_good` forgets the originals.
+        """Cast the frozen weights of linear layers and convolutions in `module` to `dtype`, as autocast does.
 
-        Tables of tied embeddings stay: looking up is not cast.
+        `for_good` forgets the original values, which saves their memory; `in_full` then can't restore them. A weight
+        that is also an embedding table stays as it is, as autocast doesn't cast lookups.
         """
         tables = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
         for part in module.modules():
@@ -29,7 +30,7 @@ class FrozenWeights:
 
     @contextmanager
     def in_full(self) -> Iterator[None]:
-        """A `with` in which they have their own precision."""
+        """A context manager in which the weights have their original values, unless they were cast `for_good`."""
         cast = [parameter.data for parameter, _ in self._originals]
         for parameter, original in self._originals:
             parameter.data = original.to(parameter.device)
