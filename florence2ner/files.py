@@ -8,6 +8,7 @@ from contextlib import suppress
 from io import SEEK_END, RawIOBase
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock
 
@@ -43,8 +44,10 @@ def check_writable(folder: Path, fix: str) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise UserError(f"can't make the folder {folder} ({existing} is no folder): {fix}")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"can't write to {existing} (no permission): {fix}")
+    try:
+        TemporaryFile(dir=existing).close()  # on most file systems it never has a name
+    except OSError as error:
+        raise UserError(f"can't write to {existing} ({error.strerror}): {fix}") from None
 
 
 def sweep_unfinished(folder: Path) -> None:

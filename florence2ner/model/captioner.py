@@ -48,10 +48,12 @@ class Captioner(nn.Module):
         Afterwards the tower is offloaded again, if it was, and frozen weights are in autocast's dtype again.
         """
         was_offloaded = self.vision.restore()
-        with self.frozen_weights.in_full():
-            yield
-        if was_offloaded:
-            self.vision.offload()
+        try:
+            with self.frozen_weights.in_full():
+                yield
+        finally:
+            if was_offloaded:
+                self.vision.offload()
 
     def forward(self, images: Images, text: Text) -> Tensor:
         """Cross-entropy of each label token in nats, (B, L) float32; 0 where the label is IGNORE_INDEX.

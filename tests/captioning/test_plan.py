@@ -59,5 +59,5 @@ def test_folders_that_cannot_be_written_to_are_refused_before_the_model_is_looke
     command = ["setpriv", powers, sys.executable, "-c", code, "caption", str(images), "--model-name", "nowhere"]
     done = subprocess.run(command if os.geteuid() == 0 else command[2:], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    said = f"error: can't write to {images}/sub (no permission): write elsewhere with --output-dir or --output"
+    said = f"error: can't write to {images}/sub (Permission denied): write elsewhere with --output-dir or --output"
     assert done.stderr.splitlines() == [said]
