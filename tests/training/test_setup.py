@@ -1,0 +1,149 @@
+"""The parts of a run: in which order samples come, which captions are left out, and what a resumed optimizer has."""
+
+import dataclasses
+import math
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from florence2ner import UserError, train
+from florence2ner.data.samples import ImageRef, Sample
+from florence2ner.data.split import Split
+from florence2ner.model.build import load_captioner
+from florence2ner.model.captioner import Captioner
+from florence2ner.training.setup import TrainData, build_data, build_order
+from tests.conftest import MakeConfig
+from tests.support import figures
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_model: Path) -> Captioner:
+    """Read only."""
+    return load_captioner(tiny_model, device=torch.device("cpu"))
+
+
+def make_samples(captions: list[str], name: str = "image") -> tuple[Sample, ...]:
+    return tuple(
+        Sample(ImageRef.at(Path(f"{name}-{number}.png")), "<CAPTION>", (caption,))
+        for number, caption in enumerate(captions)
+    )
+
+
+def captions_of(count: int) -> list[str]:
+    """Captions of many lengths, shuffled."""
+    return [" ".join(["star"] * (1 + 7 * number % 11)) for number in range(count)]
+
+
+def _tokens(captioner: Captioner, caption: str) -> int:
+    return len(captioner.processor.tokenizer(caption).input_ids)
+
+
+@pytest.fixture
+def split() -> Split:
+    """20 samples to train on, 3 held out."""
+    return Split(make_samples(captions_of(20)), make_samples(["a", "b", "c"], "held-out"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_update_takes_batch_times_accumulation_times_processes(
+    make_config: MakeConfig, split: Split, processes: int
+) -> None:
+    config = make_config(train_batch_size=3, gradient_accumulation_steps=2, seed=11)
+    order = build_order(config, split.train, processes=processes)
+    assert order.global_batch == 6 * processes
+    assert order.updates_per_epoch == math.ceil(20 / (6 * processes))
+    for process in range(processes):
+        window = order.window(0, process)
+        assert [len(batch) for batch in window] == [3, 3]
+    first = [draw.index for process in range(processes) for draw in chain(*order.window(0, process))]
+    assert sorted(first) == sorted(order.order(0)[: 6 * processes])
+    other = build_order(config.model_copy(update={"seed": 12}), split.train, processes=processes)
+    assert order.order(0).tolist() != other.order(0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({}, 9), ({"epochs": 1}, 3), ({"max_steps": 5}, 5), ({"epochs": 1, "max_steps": 50}, 50)]
+)
+def test_a_run_is_as_long_as_its_epochs_unless_max_steps_says_otherwise(
+    make_config: MakeConfig, split: Split, captioner: Captioner, settings: dict[str, int], expected: int
+) -> None:
+    config = make_config(**{"epochs": 3} | settings)  # of 20 samples, 8 in an update
+    assert build_data(config, split, captioner, processes=1).total_steps == expected
+
+
+def test_captions_that_the_model_cannot_write_are_left_out(
+    make_config: MakeConfig, captioner: Captioner, tmp_path: Path
+) -> None:
+    longest = captioner.longest_caption
+    per_word = _tokens(captioner, "star star") - _tokens(captioner, "star")
+    words = ["star"] * ((longest - _tokens(captioner, "a")) // per_word)
+    fitting = " ".join(["a", *words])
+    too_long = " ".join([fitting, "star"])
+    assert _tokens(captioner, fitting) <= longest < _tokens(captioner, too_long)
+    split = Split(make_samples(["a", too_long, fitting]), make_samples([too_long, "b"], "held-out"))
+    data = build_data(make_config(), split, captioner, processes=1)
+    assert data.longest == longest
+    assert [sample.caption for sample in data.split.train] == ["a", fitting]
+    assert [sample.caption for sample in data.split.eval] == ["b"]
+    assert sorted(data.order.order(0)) == [0, 1]
+
+    for bad in (Split(make_samples([too_long]), ()), Split(make_samples(["a"]), make_samples([too_long]))):
+        with pytest.raises(UserError, match=f"every caption is longer than the {longest} tokens"):
+            build_data(make_config(), bad, captioner, processes=1)
+
+
+def test_captions_of_like_length_come_together_where_that_is_wanted(
+    make_config: MakeConfig, captioner: Captioner
+) -> None:
+    split = Split(make_samples(captions_of(64)), ())
+    tokens = [_tokens(captioner, sample.caption) for sample in split.train]
+    spreads = {}
+    for grouped in (False, True):
+        config = make_config(group_by_length=grouped, gradient_accumulation_steps=1)
+        order = build_data(config, split, captioner, processes=1).order
+        assert order.lengths == (tuple(tokens) if grouped else None)
+        windows = [[draw.index for draw in chain(*order.window(update, 0))] for update in range(16)]
+        assert sorted(chain(*windows)) == list(range(64))
+        spreads[grouped] = sum(max(tokens[i] for i in w) - min(tokens[i] for i in w) for w in windows)
+    assert spreads[True] < spreads[False] / 2
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 8), (2, 16), (3, 20), (30, 20)])
+def test_what_is_drawn_is_what_the_first_epoch_takes_and_what_is_held_out(
+    make_config: MakeConfig, split: Split, captioner: Captioner, steps: int, expected: int
+) -> None:
+    data = build_data(make_config(max_steps=steps), split, captioner, processes=1)
+    drawn = data.drawn()
+    assert [*drawn[expected:]] == [*split.eval]
+    assert len(set(drawn)) == len(drawn) == expected + 3
+    first_epoch = [data.order.window(update, 0) for update in range(min(steps, 3))]
+    assert drawn[:expected] == [split.train[draw.index] for window in first_epoch for batch in window for draw in batch]
+
+
+def test_data_is_one_value_that_nothing_changes(make_config: MakeConfig, split: Split, captioner: Captioner) -> None:
+    data: TrainData = build_data(make_config(), split, captioner, processes=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        data.total_steps = 1  # type: ignore[misc]
+
+
+def test_a_resumed_run_has_the_rate_and_the_decay_of_the_command_and_the_moments_of_the_run(
+    make_config: MakeConfig,
+) -> None:
+    plain = {"eval_steps": None, "save_steps": None, "keep_states": True}
+    first = train(make_config(max_steps=2, learning_rate=1e-3, weight_decay=0.5, **plain))
+    config = make_config(max_steps=4, learning_rate=5e-4, weight_decay=0.25, resume="latest", **plain)
+    last = train(config)
+
+    def state(checkpoint: Path) -> dict[str, dict]:
+        return torch.load(checkpoint / "state" / "optimizer.bin", weights_only=True)
+
+    assert {group["weight_decay"] for group in state(first)["param_groups"]} == {0.0, 0.5}
+    assert {group["weight_decay"] for group in state(last)["param_groups"]} == {0.0, 0.25}
+    assert {group["initial_lr"] for group in state(last)["param_groups"]} == {5e-4}
+    assert {int(moments["step"]) for moments in state(last)["state"].values()} == {4}, "they go on"
+    expected = {}
+    for step, total, peak in ((1, 2, 1e-3), (2, 2, 1e-3), (3, 4, 5e-4), (4, 4, 5e-4)):
+        expected[step] = peak * 0.5 * (1 + math.cos(math.pi * (step - 1) / total))
+    assert figures(config.run_dir, "train/learning_rate") == pytest.approx(expected)
