@@ -221,7 +221,7 @@ def _guide(
 
     from florence2ner.guide import read_page, topics
 
-    console = Console()
+    console = Console(emoji=False)
     if topic is None:
         width = max(map(len, topics()))
         for name, sentence in topics().items():

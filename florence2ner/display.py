@@ -37,7 +37,7 @@ class Display:
     """Prints lines and bars from the main process, and warnings from every process."""
 
     def __init__(self, *, is_main: bool) -> None:
-        self._console = Console(stderr=True, quiet=not is_main, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, quiet=not is_main, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, message: str) -> None:
         """Print one line, above the bar if there is one. Does nothing in processes other than the main one."""

@@ -31,7 +31,6 @@ def test_a_line_is_printed_as_it_is_however_long(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == line + "\n"
 
 
-@pytest.mark.xfail(strict=True, reason="rich replaces :smile: even without markup")
 def test_a_name_with_colons_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(is_main=True)
     display.say("cat/:smile:.png")

@@ -217,7 +217,7 @@ def _summarise(results: Sequence[_BatchResult], samples: Sequence[Sample]) -> Ev
 
 
 def _print(result: Evaluation, *, show: int) -> None:
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, emoji=False)
     if show and result.captions:
         table = Table("image", "truth", "prediction", show_lines=True)
         for row in result.captions[:show]:

@@ -57,7 +57,7 @@ def parse_answer(task: Task, raw_text: str, image_size: tuple[int, int]) -> str 
     text = _FRAME.sub("", raw_text)
     match task.answer:
         case "text":
-            return text.strip()
+            return plain_text(raw_text)
         case "quads":
             return _columns(_read_quads(raw_text, image_size), "quad_boxes", "labels")
         case "polygons":
@@ -74,6 +74,11 @@ def parse_answer(task: Task, raw_text: str, image_size: tuple[int, int]) -> str 
             return _columns(boxes, "bboxes", "labels")
         case "proposals":
             return _columns(_read_boxes(_BOXES, text, image_size), "bboxes", "labels")
+
+
+def plain_text(raw_text: str) -> str:
+    """Generated text without the tokens around it: as captions are written, and as labels are."""
+    return _FRAME.sub("", raw_text).strip()
 
 
 def _columns(pairs: _Pairs, coordinates: str, labels: str) -> dict[str, list[Any]]:

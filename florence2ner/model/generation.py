@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Florence2Processor
 
 from florence2ner.config.options import Decoding
-from florence2ner.model.answers import Flag, flag_problems
+from florence2ner.model.answers import Flag, flag_problems, plain_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.inputs import Embeddings
 from florence2ner.model.search import search
@@ -19,10 +19,14 @@ from florence2ner.model.search import search
 class Generated:
     """The text generated for one image."""
 
-    text: str  # without special tokens, stripped
     raw: str  # with special tokens: <s>, </s>, <loc_12> ...
     tokens: int  # number of generated tokens, </s> included; at the limit, checkpoints force </s>
     limit: int  # the most tokens that there could have been
+
+    @property
+    def text(self) -> str:
+        """The text as `caption` writes it, if it is one: without the tokens around it."""
+        return plain_text(self.raw)
 
     def flags(self, *, may_be_empty: bool = False) -> tuple[Flag, ...]:
         """What looks wrong with it, see `flag_problems`. `may_be_empty`: an empty text is fine."""
@@ -61,12 +65,8 @@ def generate(
         **settings,
     )
     rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # without the decoder's start token
-    texts = processor.batch_decode(rows, skip_special_tokens=True)
     raws = processor.batch_decode(rows, skip_special_tokens=False)
-    return [
-        Generated(text.strip(), raw, tokens=len(row), limit=limit)
-        for text, raw, row in zip(texts, raws, rows, strict=True)
-    ]
+    return [Generated(raw, tokens=len(row), limit=limit) for raw, row in zip(raws, rows, strict=True)]
 
 
 def second_try(first: Decoding) -> Decoding:

@@ -155,7 +155,6 @@ def test_an_evaluation_measures_the_captions_that_captioning_writes(
     assert evaluated == written
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate takes Generated.text; caption parses .raw, with <loc_7>")
 def test_so_it_does_where_the_model_writes_nonsense(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     """Weights that have learnt nothing write places (<loc_7>) into captions, which are no text."""
     evaluated, written = both(tiny_model, data, tmp_path / "out", num_beams=1, retry=False)

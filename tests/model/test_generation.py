@@ -16,11 +16,11 @@ from florence2ner.model.generation import Generated, generate, replace_flagged, 
 from florence2ner.model.inputs import Embeddings, Pixels
 from tests.model.support import IMAGES, LIMIT, prompts
 
-GOOD = Generated("a cat", "<s>a cat</s>", tokens=4, limit=9)
-OTHER = Generated("a dog", "<s>a dog</s>", tokens=4, limit=9)
-CUT_OFF = Generated("a cat and", "<s>a cat and", tokens=9, limit=9)
-EMPTY = Generated("", "<s></s>", tokens=2, limit=9)
-EMPTY_AND_CUT_OFF = Generated("", "<s></s>", tokens=9, limit=9)
+GOOD = Generated("<s>a cat</s>", tokens=4, limit=9)
+OTHER = Generated("<s>a dog</s>", tokens=4, limit=9)
+CUT_OFF = Generated("<s>a cat and", tokens=9, limit=9)
+EMPTY = Generated("<s></s>", tokens=2, limit=9)
+EMPTY_AND_CUT_OFF = Generated("<s></s>", tokens=9, limit=9)
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,8 @@ def test_the_limit_is_the_callers_where_it_is_lower(captioner: Captioner, embedd
     assert len(texts) == IMAGES
     assert {text.limit for text in texts} == {5}
     assert max(text.tokens for text in texts) == 5
-    for text in texts:
-        assert (
-            text.text
-            == captioner.processor.tokenizer.decode(
-                captioner.processor.tokenizer(text.raw, add_special_tokens=False).input_ids, skip_special_tokens=True
-            ).strip()
-        )
+    for text in texts:  # places are not words, but part of what is written
+        assert text.text == text.raw.replace("<s>", "").replace("</s>", "").replace("<pad>", "").strip()
 
 
 def _has_repeated_trigram(captioner: Captioner, text: Generated) -> bool:
