@@ -1,8 +1,10 @@
 """The house stands: imports go down and never in circles, nothing grows too long, and what is said of it is true."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from itertools import pairwise
@@ -25,6 +27,7 @@ FLOORS = {
 }
 STRANGERS = {("engine", part) for part in ("data", "model", "config", "outputs")}  # importer, imported
 KNOW_ACCELERATE = {"engine", "training", "evaluation", "captioning"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # of modules that have another name
 LONGEST_FUNCTION, LONGEST_FILE, MOST_FIELDS = 60, 350, 8
 
 
@@ -111,6 +114,15 @@ def test_the_test_of_a_file_is_found_by_its_name(path: Path) -> None:
         return  # it only makes a folder a package
     name = relative.stem if relative.stem != "__init__" else relative.parent.name
     assert (ROOT / "tests" / relative.parent / f"test_{name}.py").is_file()
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Whatever a library of ours pulls in may be gone with its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    roots = {module.split(".")[0] for path in FILES for module in imported(path)}
+    outside = roots - {*sys.stdlib_module_names, "florence2ner"}
+    assert {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in outside} <= declared
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

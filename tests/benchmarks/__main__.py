@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,9 +26,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    # transformers is about to rename what the plain loops use: hidden here, and in the processes that this one starts.
-    os.environ["PYTHONWARNINGS"] = "ignore::FutureWarning"
-    warnings.simplefilter("ignore", FutureWarning)
     machine = Machine(torch.device(arguments.device), resolve_mixed_precision("auto"))
     peak = machine.matmul_peak()
     print(f"{machine}, matmul peak {peak / 1e9:.0f} GFLOP/s", flush=True)

@@ -21,6 +21,7 @@ from florence2ner.engine.loop import run_loop
 from florence2ner.model.build import build_captioner
 from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.generation import generate
 from florence2ner.model.inputs import Pixels
 from tests.benchmarks.machine import Machine, medians, take_turns
 from tests.benchmarks.training import PROMPT, make_dataset
@@ -40,7 +41,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
     decoding = Decoding(num_beams=BEAMS, max_new_tokens=TOKENS)
     written: dict[str, list[int]] = {}
 
-    def generate(name: str, paths: list[Path]) -> None:
+    def generate_plainly(name: str, paths: list[Path]) -> None:
         images = [Image.open(path).convert("RGB") for path in paths]
         inputs = processor(images=images, text=[PROMPT] * len(paths), return_tensors="pt").to(machine.device)
         with torch.no_grad(), machine.autocast():
@@ -50,7 +51,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
 
     def one_by_one() -> None:
         for path in paths:
-            generate("generate, one image at a time", [path])
+            generate_plainly("generate, one image at a time", [path])
 
     def ours() -> None:
         batches = [range(len(paths))]
@@ -69,7 +70,7 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
 
     turns: dict[str, Callable[[], None]] = {
         "generate, one image at a time": one_by_one,
-        "generate, batched": lambda: generate("generate, batched", paths),
+        "generate, batched": lambda: generate_plainly("generate, batched", paths),
         "ours": ours,
     }
     turns["generate, batched"]()  # the first of each is slower: memory and kernels are being set up

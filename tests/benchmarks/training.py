@@ -83,7 +83,7 @@ class Reference(Contestant):
 
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
         super().__init__(machine, photos, batch_size)
-        self.model.gradient_checkpointing_enable()
+        self.model.activation_checkpointing_enable()
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
 
@@ -110,7 +110,7 @@ class HuggingFace(Contestant):
             num_train_epochs=1,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=ACCUMULATION,
-            gradient_checkpointing=True,
+            activation_checkpointing=True,
             learning_rate=RATE,
             weight_decay=DECAY,
             max_grad_norm=CLIP,
