@@ -2,11 +2,12 @@
 
 import os
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Start
+from tests.conftest import ColdStart, Start
 
 pytestmark = pytest.mark.slow
 
@@ -38,3 +39,17 @@ def test_a_warm_start_that_nobody_waits_for_is_killed(start: Start) -> None:
     while os.path.exists(f"/proc/{running.pids[0]}"):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("category", [FutureWarning, DeprecationWarning, PendingDeprecationWarning])
+def test_a_warning_of_what_is_to_be_removed_ends_a_command(
+    start: Start, cold_start: ColdStart, category: type[Warning]
+) -> None:
+    name = category.__name__
+    code = f"import warnings; warnings.warn('going away', {name})"
+    assert f"{name}: going away" in start("timeit", "-n1", "-r1", code).wait().stderr
+    cold = cold_start("-m", "timeit", "-n1", "-r1", code)
+    assert f"{name}: going away" in cold.communicate(timeout=60)[1]
+    assert cold.returncode == 1
+    with pytest.raises(category):  # and a test
+        warnings.warn("going away", category, stacklevel=1)
