@@ -49,6 +49,11 @@ class TrainConfig(
         """The folder of this run, with its checkpoints, split, settings and metrics."""
         return self.output_dir / (self.run_name or self.dataset_path.resolve().name)
 
+    @property
+    def features_dir(self) -> Path:
+        """The folder of the feature cache, where it is kept on the disk."""
+        return self.feature_cache_dir or Path("~/.cache/florence2ner/features").expanduser()
+
 
 class EvalConfig(
     BatchOptions,

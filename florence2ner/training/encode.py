@@ -24,7 +24,6 @@ from florence2ner.model.inputs import Encoded, Pixels
 from florence2ner.training.context import Context
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_DEFAULT_DIRECTORY = Path("~/.cache/florence2ner/features")
 _GIGABYTE = 10**9
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
@@ -164,7 +163,7 @@ def _encode(
 def _directory(config: TrainConfig, accelerator: Accelerator, stack: ExitStack) -> Path:
     """The cache's directory, the same in all processes of a machine. Every process must call this."""
     if config.feature_cache != "memory":
-        return config.feature_cache_dir or _DEFAULT_DIRECTORY.expanduser()
+        return config.features_dir
     mine = str(stack.enter_context(memory_directory())) if accelerator.is_local_main_process else ""
     everywhere = gather_object([(accelerator.process_index - accelerator.local_process_index, mine)])
     machine = accelerator.process_index - accelerator.local_process_index

@@ -44,8 +44,8 @@ def find_start(config: TrainConfig) -> Start:
     """
     checkpoint = find_resume_point(config.resume, config.run_dir)
     check_writable(config.run_dir, "choose another --output-dir")
-    if config.feature_cache == "disk" and config.feature_cache_dir:
-        check_writable(config.feature_cache_dir, "choose another --feature-cache-dir")
+    if config.feature_cache == "disk":
+        check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:
         ratio = config.eval_split_ratio if config.eval_steps else None
         split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)

@@ -1,6 +1,5 @@
 """Asking: once, or once more where an answer looks wrong; and in evaluations just as in captioning."""
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,10 @@ from torch import Tensor
 from florence2ner import CaptionConfig, EvalConfig, caption, evaluate
 from florence2ner.captioning.asking import Asker
 from florence2ner.config.options import GenerationOptions
-from florence2ner.model.build import build_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.generation import Generated, generate, second_try
-from florence2ner.model.inputs import Embeddings, Pixels
+from florence2ner.model.inputs import Embeddings
 from tests.model.support import IMAGES, LIMIT, prompts
-
-
-@pytest.fixture(scope="module")
-def captioner(writing_model: tuple[Any, Any]) -> Captioner:
-    """Read only."""
-    model, processor = writing_model
-    return build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def embedded(captioner: Captioner, pictures: Tensor) -> Embeddings:
-    with torch.no_grad():
-        return captioner.vision.embed(Pixels(pictures))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Fixtures: two tiny models, pictures for them, and what Microsoft's code computed."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Florence2ForConditionalGeneration, Florence2Processor
 
+from florence2ner.model.build import build_captioner
+from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.inputs import Embeddings, Pixels
 from tests.model.support import IMAGES, ORACLE
 
 
@@ -51,3 +55,17 @@ def processor(tiny_model: Path) -> Any:
 def facts() -> dict[str, Any]:
     """What Microsoft's code computed, but for the arrays."""
     return json.loads((ORACLE / "original-tiny-expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def captioner(writing_model: tuple[Any, Any]) -> Captioner:
+    """A captioner of `writing_model`. Read only."""
+    model, processor = writing_model
+    return build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def embedded(captioner: Captioner, pictures: Tensor) -> Embeddings:
+    """What it reads of `pictures`."""
+    with torch.no_grad():
+        return captioner.vision.embed(Pixels(pictures))

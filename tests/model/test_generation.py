@@ -23,19 +23,6 @@ EMPTY = Generated("<s></s>", tokens=2, limit=9)
 EMPTY_AND_CUT_OFF = Generated("<s></s>", tokens=9, limit=9)
 
 
-@pytest.fixture(scope="module")
-def captioner(writing_model: tuple[Any, Any]) -> Captioner:
-    """Read only."""
-    model, processor = writing_model
-    return build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def embedded(captioner: Captioner, pictures: Tensor) -> Embeddings:
-    with torch.no_grad():
-        return captioner.vision.embed(Pixels(pictures))
-
-
 @pytest.mark.parametrize(
     ("text", "flags", "without_empty"),
     [

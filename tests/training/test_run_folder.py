@@ -278,6 +278,15 @@ def test_what_cannot_end_well_is_refused_before_any_work(
     assert files_in(tmp_path) == before
 
 
+def test_the_usual_folder_of_the_cache_is_looked_at_before_any_work_too(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, no_work: None, tmp_path: Path
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(UserError, match=r"can't make the folder .*features .*choose another --feature-cache-dir"):
+        train(make_config(feature_cache="disk", feature_cache_dir=None))
+
+
 def test_a_warmup_that_nobody_asked_for_is_only_named(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
