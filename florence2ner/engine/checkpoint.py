@@ -144,7 +144,8 @@ def load_train_state(checkpoint: Path) -> TrainState:
 
 def holds_weights(checkpoint: Path) -> bool:
     """Whether the training state contains the weights (see `with_weights` of `save_checkpoint`)."""
-    return any((checkpoint / STATE_FOLDER).glob("model*.safetensors"))
+    state = checkpoint / STATE_FOLDER
+    return any(any(state.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model_fsdp*"))
 
 
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:

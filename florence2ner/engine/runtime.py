@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     set_seed,
@@ -19,8 +18,6 @@ from accelerate.utils import (
 
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
-
-SHARDED = {DistributedType.FSDP, DistributedType.DEEPSPEED}  # a process may not hold the whole model
 
 
 def make_accelerator(

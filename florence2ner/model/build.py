@@ -41,6 +41,7 @@ def load_captioner(
     dtype: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
     compiled: bool = False,
+    channels_last: bool = True,
 ) -> Captioner:
     """`load_model`, then `build_captioner`: see there for the arguments. Raises UserError as `load_model` does."""
     model, processor = load_model(name_or_path, attn_implementation=attn_implementation)
@@ -52,6 +53,7 @@ def load_captioner(
         dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
+        channels_last=channels_last,
     )
 
 
@@ -64,6 +66,7 @@ def build_captioner(
     dtype: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
     compiled: bool = False,
+    channels_last: bool = True,
 ) -> Captioner:
     """A captioner on `device`, in evaluation mode. `model` is changed in place and becomes a part of it.
 
@@ -85,8 +88,8 @@ def build_captioner(
     # A frozen language model drops nothing, and torch.compile generates a fast dropout by itself.
     if device.type == "cpu" and not frozen.language and not compiled:
         use_fast_dropout(model.model.language_model)
-    # Makes the tower's convolutions about a third faster, and slows down nothing else.
-    model.model.vision_tower.to(memory_format=torch.channels_last)
+    if channels_last:  # makes the tower's convolutions about a third faster, and slows down nothing else
+        model.model.vision_tower.to(memory_format=torch.channels_last)
 
     captioner = Captioner(model, processor).to(device)
     if dtype:

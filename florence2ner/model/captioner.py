@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Self
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
@@ -33,12 +32,18 @@ class Captioner(nn.Module):
         """The most tokens that a caption can have, <s> and </s> included: the decoder's number of positions."""
         return int(self.model.config.text_config.max_position_embeddings)
 
+    @property
+    def frozen_parts(self) -> list[nn.Module]:
+        """The parts of which nothing is trained: of vision tower, projector, language model and its head."""
+        language = self.model.model.language_model, self.model.lm_head
+        parts = (self.vision.tower, self.vision.projector, *language)
+        return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
+
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, except for frozen parts: they stay in evaluation mode (no dropout, no DropPath)."""
         super().train(mode)
-        for part in (self.vision.tower, self.vision.projector, self.model.model.language_model):
-            if not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
+        for part in self.frozen_parts:
+            part.eval()
         return self
 
     @contextmanager
@@ -70,8 +75,8 @@ class Captioner(nn.Module):
         ).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[text.label_positions])  # (T, vocabulary)
         losses = F.cross_entropy(logits.float(), labels.flatten()[text.label_positions], reduction="none")
-        everywhere = losses.new_zeros(labels.numel()).index_put((text.label_positions,), losses)
-        return rearrange(everywhere, "(b l) -> b l", b=len(labels))
+        row, column = text.label_positions // labels.shape[1], text.label_positions % labels.shape[1]
+        return losses.new_zeros(labels.shape).index_put((row, column), losses)
 
     def merge(self, images: Embeddings, input_ids: Tensor) -> Tensor:
         """Embed prompts `input_ids` (B, N) and put the image embeddings at their <image> tokens: (B, N, d_model)."""

@@ -17,7 +17,6 @@ from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.display import name_some
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.queue import WorkQueue
-from florence2ner.engine.runtime import SHARDED
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.inputs import Encoded, Pixels
@@ -52,9 +51,7 @@ def fill_cache(
             context.display.warn(f"{error}; going on without, images are encoded in every epoch")
         return None
     everything_is_there = _fill(context, captioner, cache, images)
-    # An unreadable image becomes a blank picture, which the tower must encode. FSDP's configuration names the tower's
-    # layers, which must then be there.
-    if everything_is_there and accelerator.distributed_type not in SHARDED:
+    if everything_is_there:  # an unreadable image becomes a blank picture, which the tower must encode
         captioner.vision.offload()
     return FeatureSource(cache.load, captioner.vision.encoded_type)
 

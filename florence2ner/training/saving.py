@@ -6,7 +6,7 @@ from torch import nn
 
 from florence2ner.engine.checkpoint import Retention, TrainState, list_checkpoints, save_checkpoint
 from florence2ner.engine.collectives import check_same_weights
-from florence2ner.engine.runtime import SHARDED
+from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
 from florence2ner.training.context import Context
@@ -34,18 +34,18 @@ class Checkpoints:
         Raises UserError when the disk is full.
         """
         accelerator, config = self._context.accelerator, self._context.config
-        weights = None
-        if accelerator.distributed_type in SHARDED:  # the wrapped model is whole: `fill_cache` offloads no tower then
-            gathered = accelerator.get_state_dict(self._prepared)
-            weights = {name.removeprefix("model."): tensor for name, tensor in gathered.items()}
-        elif accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 and not is_sharded(accelerator):
             check_same_weights(accelerator, self._captioner)
-
-        def export(directory: Path) -> None:
-            model, processor = self._captioner.model, self._captioner.processor
-            save_model(model, processor, directory, layout=config.export_layout, weights=weights)
-
         with self._captioner.as_loaded():
+            weights = None
+            if is_sharded(accelerator):
+                state_dict = whole_state_dict(accelerator, self._prepared)
+                weights = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+
+            def export(directory: Path) -> None:
+                model, processor = self._captioner.model, self._captioner.processor
+                save_model(model, processor, directory, layout=config.export_layout, weights=weights)
+
             self.last = save_checkpoint(
                 accelerator,
                 config.run_dir,

@@ -10,7 +10,8 @@ from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import Split, drop_overlong
 from florence2ner.engine.checkpoint import load_accelerator_state
-from florence2ner.engine.runtime import SHARDED, autocast_dtype
+from florence2ner.engine.runtime import autocast_dtype
+from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.model.build import Frozen, load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.optim.optimizers import build_optimizer
@@ -23,15 +24,15 @@ from florence2ner.training.step import UpdateStep, token_losses
 def build_model(context: Context, start: Start) -> Captioner:
     """Load the model to train, on its device and frozen as the settings say."""
     config, accelerator = context.config, context.accelerator
-    sharded = accelerator.distributed_type in SHARDED  # sharding needs all weights in one dtype
     return load_captioner(
         start.model_name,
         attn_implementation=config.attn_implementation,
         device=accelerator.device,
         frozen=Frozen(vision=config.freeze_vision, language=config.freeze_language, other=config.freeze_other),
-        dtype=None if sharded else autocast_dtype(accelerator),
+        dtype=autocast_dtype(accelerator),
         gradient_checkpointing=config.gradient_checkpointing,
         compiled=config.compile,
+        channels_last=config.freeze_vision or not is_sharded(accelerator),  # FSDP can't shard such weights
     )
 
 
@@ -86,6 +87,7 @@ def build_step(context: Context, captioner: Captioner, start: Start, total_steps
     """
     config, accelerator = context.config, context.accelerator
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    leave_whole(accelerator, captioner, captioner.frozen_parts)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     if start.checkpoint:
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from florence2ner.data.batch import Batch, Window
+from florence2ner.engine.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,13 @@ class UpdateStep:
         sample_losses = []
         for batch in window.batches:
             with accelerator.accumulate(self.model):
-                losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
+                with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
+                    losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())
                 del losses  # and with it the graph: its memory is free for the next forward
         loss_sum = accelerator.reduce(torch.cat(sample_losses).sum())
-        gradient_norm = torch.as_tensor(
-            accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf)
-        )
+        gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
         learning_rate = float(self.schedule.get_last_lr()[0])
         finite = bool(loss_sum.isfinite() & gradient_norm.isfinite())
         if finite or accelerator.scaler is not None:  # fp16's GradScaler skips the update itself, and lowers its scale

@@ -7,6 +7,7 @@ from florence2ner.data.batch import FeatureSource
 from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.samples import Sample
 from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.sharding import gathered
 from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
 from florence2ner.metrics import is_better
@@ -47,18 +48,19 @@ class Validation:
         if not self._samples:
             self._state.evaluation_due = False
             return
-        result = evaluate_samples(
-            accelerator,
-            display,
-            self._captioner,
-            self._samples,
-            generation=config,
-            batch_size=config.eval_batch_size,
-            workers=self._context.workers,
-            captions=config.eval_batch_size,
-            features=self._features,
-            give_up=give_up,
-        )
+        with gathered(accelerator, self._captioner):
+            result = evaluate_samples(
+                accelerator,
+                display,
+                self._captioner,
+                self._samples,
+                generation=config,
+                batch_size=config.eval_batch_size,
+                workers=self._context.workers,
+                captions=config.eval_batch_size,
+                features=self._features,
+                give_up=give_up,
+            )
         if result is None:
             return
         step = self._state.step
