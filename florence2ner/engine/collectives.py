@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import (
-    gather_object,
-)
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed import DistError
 
 from florence2ner.errors import UserError
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a weight
 
 
 def all_or_none(accelerator: Accelerator, action: Callable[[], None]) -> None:
@@ -39,8 +39,13 @@ def destroy_process_group() -> None:
 
 
 def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Assert that all processes hold the same weights, by the sum of each parameter. Every process must call this."""
-    sums = torch.stack([parameter.detach().double().sum() for parameter in model.parameters()])[None]
+    """Assert that all processes hold the same trained weights, bit for bit. Every process must call this.
+
+    Frozen weights are left out: one process may hold a vision tower that the others have put away.
+    """
+    trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+    # As integers, so that the sums are exact: neither rounding nor the order of adding hides or feigns a difference.
+    sums = torch.stack([weight.view(_INTEGERS[weight.itemsize]).sum(dtype=torch.int64) for weight in trained])[None]
     everywhere = accelerator.gather(sums)
     assert (everywhere == everywhere[0]).all(), "the processes hold different weights; please report this as a bug"
 

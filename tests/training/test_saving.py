@@ -1,5 +1,6 @@
 """The checkpoints of a run: whole models in full precision, and the ones that stay."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from florence2ner import load_model, train
 from florence2ner.engine.checkpoint import list_checkpoints
-from tests.conftest import MakeConfig
-from tests.support import weights
+from tests.conftest import MakeConfig, Start
+from tests.programs.starting import free_port, launched
+from tests.support import finish, weights, write
 
 PLAIN = {"eval_steps": None, "feature_cache": "off"}
 
@@ -51,3 +53,24 @@ def test_the_weights_are_written_once_where_the_layout_holds_them_to_the_bit(
     last = train(make_config(max_steps=1, export_layout=layout, **PLAIN))
     assert bool(list((last / "state").glob("model*.safetensors"))) == (layout == "original")
     assert load_model(last)[0].config.model_type == "florence2"
+
+
+def test_a_process_that_took_its_tower_back_saves_with_the_others(
+    make_config: MakeConfig, start: Start, tmp_path: Path
+) -> None:
+    """Two processes with caches of their own; in one cache the features are damaged, which shows when they are read."""
+    settings = {"feature_cache": "disk", "eval_steps": None, "train_batch_size": 2, "gradient_accumulation_steps": 1}
+    train(make_config(run_name="first", feature_cache_dir=tmp_path / "0" / "features", **settings))
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    features = [path for path in (tmp_path / "1").rglob("*") if path.is_file() and not path.suffix]
+    for path in features:
+        path.write_bytes(path.read_bytes()[:-1])
+    file = write(make_config(feature_cache_dir="features", save_steps=1, max_steps=2, **settings), tmp_path)
+    port = free_port()
+    running = [
+        start("florence2ner", "train", "--config", file, cwd=tmp_path / str(rank), **launched(rank, 2, port))
+        for rank in range(2)
+    ]
+    for process in running:
+        finish(process)
+    assert not all(path.exists() for path in features), "features were lost on the way"
