@@ -1,11 +1,13 @@
 """A work queue from which processes take items, and shared counters, without waiting for each other."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import torch.distributed
 from accelerate import Accelerator
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 _POLL = 0.1  # seconds
@@ -44,9 +46,19 @@ class WorkQueue:
         while (first := self.add("claimed", size) - size) < total:
             yield list(range(first, min(first + size, total)))
 
-    def wait_for_all(self, meanwhile: Callable[[], None]) -> None:
-        """Return when every process has called this. Until then, `meanwhile` is called about ten times a second."""
+    def wait_for_all(self, meanwhile: Callable[[], None], patience: float = math.inf) -> None:
+        """Return when every process has called this. Until then, `meanwhile` is called about ten times a second.
+
+        This may take as long as it likes, while any process adds to the counter "done" or arrives. Raises DistError
+        after `patience` seconds without either: a process is taken to be lost then.
+        """
         self.add("arrived")
-        while self.get("arrived") < self._processes:
+        seen, since = (-1, -1), time.monotonic()
+        while (arrived := self.get("arrived")) < self._processes:
+            now = arrived, self.get("done")
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise DistError(f"no sign of life for {patience} s, and {self._processes - arrived} have not arrived")
             meanwhile()
             time.sleep(_POLL)

@@ -152,7 +152,9 @@ def _encode(
             return False
 
         run_loop(loader, step, after_step, device=accelerator.device)
-        accelerator.wait_for_everyone()
+        # No collective operation: where machines have caches of their own, one may have nothing to do while another
+        # encodes for hours.
+        queue.wait_for_all(meanwhile=lambda: show(0), patience=context.config.process_timeout)
         show(0)
     return {image: reason for found in gather_object([unreadable]) for image, reason in found.items()}
 

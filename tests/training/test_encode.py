@@ -1,5 +1,6 @@
 """Runs with the feature cache: the same weights as without it, and each image encoded once."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.model.inputs import Features, Pixels
 from florence2ner.model.vision import VisionEncoder
 from tests.conftest import MakeConfig, Start
-from tests.support import weights
+from tests.programs.starting import free_port, launched
+from tests.support import finish, weights, write
 
 
 @pytest.fixture
@@ -148,3 +150,37 @@ def test_a_feature_lost_on_the_way_is_computed_again(make_config: MakeConfig, tm
         path.write_bytes(path.read_bytes()[:-1])  # as after a power failure
     train(make_config(run_name="after", **settings))
     assert not any(path.exists() for path in files)  # the next run makes them anew
+
+
+@pytest.fixture
+def large_images(shapes: Path, tmp_path: Path) -> Path:
+    """A dataset that takes long to encode, since decoding does: captioned images of 36 million pixels."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 6000), "red").save(file, "png")
+    for number in range(24):
+        shutil.copy(shapes / f"{number:04d}.txt", folder)
+        # What comes after the end of a PNG is not looked at, but makes it another file.
+        (folder / f"{number:04d}.png").write_bytes(file.getvalue() + bytes([number]))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_process_with_a_full_cache_waits_for_one_that_encodes_for_longer_than_the_timeout(
+    make_config: MakeConfig, start: Start, large_images: Path, tmp_path: Path
+) -> None:
+    common = {"dataset_path": large_images, "feature_cache": "disk", "encode_batch_size": 1, "eval_steps": None}
+    train(make_config(run_name="first", feature_cache_dir=tmp_path / "0" / "features", **common))
+    (tmp_path / "1").mkdir()
+    file = write(make_config(feature_cache_dir="features", process_timeout=5, **common), tmp_path)
+    port = free_port()
+    full, empty = (
+        start("florence2ner", "train", "--config", file, cwd=tmp_path / str(rank), **launched(rank, 2, port))
+        for rank in range(2)
+    )
+    finish(full)
+    finish(empty)
+    times = [path.stat().st_mtime for path in (tmp_path / "1").rglob("*") if path.is_file() and not path.suffix]
+    assert len(times) == 24
+    assert max(times) - min(times) > 5
