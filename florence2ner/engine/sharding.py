@@ -14,7 +14,7 @@ _ENTER = "_enter"  # name of a forward method that computes nothing
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the trained weights, so that no process holds the whole model."""
-    return accelerator.distributed_type == DistributedType.FSDP
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
 def leave_whole(accelerator: Accelerator, module: nn.Module, frozen: Sequence[nn.Module]) -> None:
