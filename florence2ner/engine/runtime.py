@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 
 from florence2ner.engine import launcher
+from florence2ner.engine.sharding import check_fsdp_version
 from florence2ner.errors import UserError
 
 
@@ -37,6 +38,7 @@ def make_accelerator(
     # Accelerate keeps the mixed precision of an earlier command in the same Python process and refuses to change it.
     # This forgets it, but leaves the process group alone.
     AcceleratorState._reset_state()
+    check_fsdp_version()
     precision = resolve_mixed_precision(mixed_precision)
     try:
         accelerator = Accelerator(

@@ -1,5 +1,6 @@
 """FSDP2: what is sharded and how, whole weights for an evaluation, whole state dicts for a checkpoint."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,12 +10,20 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from florence2ner.errors import UserError
+
 _ENTER = "_enter"  # name of a forward method that computes nothing
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the trained weights, so that no process holds the whole model."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def check_fsdp_version() -> None:
+    """Raise UserError where the launcher asks for version 1 of FSDP, which has other classes for all that is below."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("FSDP works in version 2 only: set fsdp_version: 2, as accelerate_configs/fsdp.yaml does")
 
 
 def leave_whole(accelerator: Accelerator, module: nn.Module, frozen: Sequence[nn.Module]) -> None:
@@ -69,10 +78,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state_dict(accelerator: Accelerator, module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a sharded module in the main process, on the CPU, a tied weight once; {} in the others.
+    """The state dict of a sharded module in the main process, on the CPU; {} in the others.
 
-    Every process must call this.
+    A tied weight has all its names, each with a copy. Every process must call this.
     """
-    gathered_state: dict[str, Tensor] = accelerator.get_state_dict(module)
-    first_names = {name for name, _ in module.named_parameters()} | {name for name, _ in module.named_buffers()}
-    return {name: tensor for name, tensor in gathered_state.items() if name in first_names}
+    state_dict: dict[str, Tensor] = accelerator.get_state_dict(module)
+    return state_dict

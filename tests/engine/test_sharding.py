@@ -14,6 +14,7 @@ from tests.support import figures, finish, relative_differences, weights, write
 
 SHIPPED = ROOT / "accelerate_configs" / "fsdp.yaml"
 UPDATES = {"train_batch_size": 2, "max_steps": 6, "epochs": 9, "eval_steps": 3, "save_steps": 3, "log_every": 1}
+UPDATES |= {"mixed_precision": "no"}  # as `auto` takes bf16 from the shipped file
 
 
 def sharded(start: Start, config: TrainConfig, folder: Path, *flags: str, launch: Path = SHIPPED) -> Running:
@@ -23,8 +24,13 @@ def sharded(start: Start, config: TrainConfig, folder: Path, *flags: str, launch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "tolerance"),
-    [({"mixed_precision": "bf16", "eval_before_training": True}, 1e-3)],
-    ids=["bfloat16"],
+    [
+        ({"eval_before_training": True}, 1e-5),
+        ({"freeze_vision": False, "gradient_checkpointing": True}, 1e-5),
+        ({"feature_cache_max_gb": 3e-4}, 1e-5),  # few have a place: one process has features where the other has pixels
+        ({"mixed_precision": "bf16", "eval_before_training": True}, 1e-3),
+    ],
+    ids=["float32", "tower trained", "cache too small", "bfloat16"],
 )
 def test_losses_evaluation_and_weights_are_those_of_ddp(
     make_config: MakeConfig, start: Start, tmp_path: Path, settings: dict[str, object], tolerance: float
@@ -33,6 +39,7 @@ def test_losses_evaluation_and_weights_are_those_of_ddp(
     finish(start("florence2ner", "train", "--config", write(ddp, tmp_path), processes=2).wait())
     run = sharded(start, fsdp, tmp_path).wait()
     finish(run)
+    assert "Warning" not in run.stderr
     for name in ("train/loss", "train/gradient_norm", "eval/loss"):
         expected = figures(ddp.run_dir, name)
         assert len(expected) >= 2
@@ -41,11 +48,12 @@ def test_losses_evaluation_and_weights_are_those_of_ddp(
     assert ours.keys() == theirs.keys()  # the shared embedding once
     assert {name: w.dtype for name, w in ours.items()} == {name: w.dtype for name, w in theirs.items()}
     differences = relative_differences(theirs, ours)
-    assert max(differences.values()) < 10 * tolerance, differences
+    # Biases start at zero and have made six steps, a few of them where the gradient is hardly more than rounding.
+    assert max(differences.values()) < 20 * tolerance, sorted(differences.items(), key=lambda item: -item[1])[:8]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["native"])
+@pytest.mark.parametrize("layout", ["native", "original"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     make_config: MakeConfig, start: Start, tmp_path: Path, layout: str
 ) -> None:
@@ -65,3 +73,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
             1
         ]
         assert not any(report.values())
+
+
+def test_version_1_is_refused(make_config: MakeConfig, start: Start, tmp_path: Path) -> None:
+    old = tmp_path / "fsdp1.yaml"
+    text = SHIPPED.read_text().replace("fsdp_version: 2", "fsdp_version: 1")
+    old.write_text(text.replace("fsdp_reshard_after_forward: true", "fsdp_sharding_strategy: FULL_SHARD"))
+    run = sharded(start, make_config(max_steps=1), tmp_path, launch=old).wait()
+    assert run.returncode == 2
+    assert "set fsdp_version: 2" in run.stderr

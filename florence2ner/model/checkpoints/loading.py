@@ -80,7 +80,9 @@ def save_model(
         if layout == "original":
             save_original(model, processor, directory, weights=weights)
         else:
-            model.save_pretrained(directory, state_dict=weights)
+            once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied weights too
+            only = weights and {name: weight for name, weight in weights.items() if name in once}
+            model.save_pretrained(directory, state_dict=only)
             processor.save_pretrained(directory)
         if weights is None:
             _check(model, directory)
