@@ -166,14 +166,14 @@ class _Worker:
                     queue.add("stop", self.signals.received)
                 return queue.get("stop") > 0
 
-            run_loop(loader, partial(self._step, plan), after_step, device=self.accelerator.device)
+            run_loop(loader, partial(self._step, plan), after_step)
             queue.wait_for_all(meanwhile=show)
         self.seconds += time.perf_counter() - start
         return queue.get("stop") or None
 
     def _step(self, plan: CaptionPlan, window: Window) -> list[Record]:
         """The answers about those images of a batch that could be read."""
-        (batch,) = window.batches
+        batch = window.batches[0].to(self.accelerator.device)
         start = time.perf_counter()
         images = batch.images
         assert isinstance(images, Pixels)  # captioning has no feature cache

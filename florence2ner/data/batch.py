@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -60,10 +59,6 @@ class Window:
     """The micro-batches of one process that make one optimizer update (or one step of evaluation or captioning)."""
 
     batches: tuple[Batch, ...]
-
-    def to(self, device: torch.device) -> Self:
-        """A copy with all tensors on `device`."""
-        return type(self)(tuple(batch.to(device) for batch in self.batches))
 
 
 class Collator:

@@ -152,7 +152,7 @@ def evaluate_samples(
             bar.advance()
             return give_up()
 
-        run_loop(loader, step, after_step, device=accelerator.device)
+        run_loop(loader, step, after_step)
     gathered = gather_object([(results, give_up())])
     if any(gave_up for _, gave_up in gathered):
         return None
@@ -179,7 +179,7 @@ class _EvaluationStep:
         self._may_be_empty = all(find_task(sample.task_prompt).may_be_empty for sample in samples)
 
     def __call__(self, window: Window) -> _BatchResult:
-        (batch,) = window.batches
+        batch = window.batches[0].to(self._accelerator.device)
         assert batch.text is not None
         vision = self._captioner.vision
         with torch.no_grad(), self._accelerator.autocast():

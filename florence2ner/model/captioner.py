@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
@@ -79,7 +80,10 @@ class Captioner(nn.Module):
         return losses.new_zeros(labels.shape).index_put((row, column), losses)
 
     def merge(self, images: Embeddings, input_ids: Tensor) -> Tensor:
-        """Embed prompts `input_ids` (B, N) and put the image embeddings at their <image> tokens: (B, N, d_model)."""
-        prompt: Tensor = self.model.get_input_embeddings()(input_ids)
-        places = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
-        return prompt.masked_scatter(places, images.values.to(prompt.dtype))
+        """Embed prompts `input_ids` (B, N), the <image> tokens replaced by image embeddings: (B, N, d_model).
+
+        These come first, as `expand_prompt` makes them. So this concatenates, where transformers looks for them with
+        masked_scatter, and in its backward has the host wait for the device.
+        """
+        words: Tensor = self.model.get_input_embeddings()(input_ids[:, images.values.shape[1] :])
+        return torch.cat([images.values.to(words.dtype), words], dim=1)

@@ -129,7 +129,7 @@ def _encode(
                 yield list(range(starts[i], starts[i] + len(chunks[i])))
 
     def step(window: Window) -> Encoded:
-        (batch,) = window.batches
+        batch = window.batches[0].to(accelerator.device)
         assert isinstance(batch.images, Pixels)
         with torch.inference_mode(), accelerator.autocast():
             return captioner.vision.encode(batch.images)
@@ -151,7 +151,7 @@ def _encode(
             show(len(batch.indices))
             return False
 
-        run_loop(loader, step, after_step, device=accelerator.device)
+        run_loop(loader, step, after_step)
         # No collective operation: where machines have caches of their own, one may have nothing to do while another
         # encodes for hours.
         queue.wait_for_all(meanwhile=lambda: show(0), patience=context.config.process_timeout)

@@ -43,17 +43,18 @@ class Progress:
         for batch in window.batches:
             for index, reason in batch.failures:
                 self._context.display.warn(f"{self._samples[index].image} is skipped: {reason}")
+        state.skipped_updates += update.skipped
         if update.suspects:
             self._count_bad(update)
-        else:
+            return
+        if not update.skipped:
             state.skipped_in_a_row = 0
-            state.unlogged_loss += update.loss_sum.item()
-            state.unlogged_tokens += update.tokens
+        state.unlogged_loss += update.loss_sum
+        state.unlogged_tokens += update.tokens
 
     def _count_bad(self, update: Update) -> None:
         """Count an update that was skipped. Raises UserError when there were `max_bad_updates` in a row."""
         state = self._state
-        state.skipped_updates += 1
         state.skipped_in_a_row += 1
         names = ", ".join(str(self._samples[index].image) for index in update.suspects[:_NAMED])
         what = f"the loss or gradient of update {state.step} is not finite (images: {names})"
@@ -72,7 +73,7 @@ class Progress:
         state, newest = self._state, self._unlogged[-1]
         figures = {
             "train/learning_rate": newest.learning_rate,
-            "train/gradient_norm": newest.gradient_norm.item(),
+            "train/gradient_norm": newest.gradient_norm,
             "train/epoch": state.samples_seen / len(self._samples),
             "train/images_per_second": sum(update.samples for update in self._unlogged) / self._seconds,
             "train/skipped_updates": state.skipped_updates,

@@ -1,6 +1,6 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from florence2ner.config.commands import TrainConfig
@@ -80,7 +80,14 @@ def build_order(
     )
 
 
-def build_step(context: Context, captioner: Captioner, start: Start, total_steps: int) -> UpdateStep:
+def build_step(
+    context: Context,
+    captioner: Captioner,
+    start: Start,
+    total_steps: int,
+    *,
+    signal: Callable[[], int | None] = lambda: None,
+) -> UpdateStep:
     """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
 
     Every process must call this. Nothing may change the layers of `captioner` afterwards.
@@ -103,9 +110,8 @@ def build_step(context: Context, captioner: Captioner, start: Start, total_steps
         restarts=config.restarts,
         step=start.state.step,
     )
-    return UpdateStep(
-        accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=config.clip_grad_norm
-    )
+    parts = accelerator, prepared, prepared_optimizer, schedule, token_losses
+    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, signal=signal)
 
 
 def build_loader(

@@ -1,5 +1,6 @@
 """The optimizer update: forward, backward and step for one window of micro-batches."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +13,22 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from florence2ner.data.batch import Batch, Window
+from florence2ner.engine.loop import one_ahead
 from florence2ner.engine.sharding import whole
 
 
 @dataclass(frozen=True)
 class Update:
-    """The result of one optimizer update, over all processes. Its tensors stay on the device."""
+    """The result of one optimizer update, over all processes."""
 
-    loss_sum: torch.Tensor  # () sum over all label tokens, in nats
+    loss_sum: float  # over all label tokens, in nats
     tokens: int  # label tokens of all processes
     samples: int  # samples of all processes
-    gradient_norm: torch.Tensor  # () before clipping
+    gradient_norm: float  # before clipping
     learning_rate: float
-    suspects: tuple[int, ...] = ()  # if the update was skipped: samples that may have caused it
+    signal: int | None = None  # that any process has received; the highest number of several
+    skipped: bool = False  # weights and optimizer are as they were
+    suspects: tuple[int, ...] = ()  # samples that may have caused this; () where fp16's loss scale was merely too large
 
 
 class UpdateStep:
@@ -35,7 +39,10 @@ class UpdateStep:
     the global batch is divided into processes and micro-batches makes no difference.
 
     An update whose loss or gradient is not finite leaves weights and optimizer as they were. Every process must call
-    the step, each with its own window of the same update.
+    the step, each with its own window of the same update; `signal()` is the signal that this process has received.
+
+    The host waits for the device once per update, when all numbers that it needs are read together (GradScaler, for
+    fp16, has it wait once more).
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class UpdateStep:
         token_losses: Callable[[nn.Module, Batch], torch.Tensor],
         *,
         clip_grad_norm: float | None,
+        signal: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -54,36 +62,47 @@ class UpdateStep:
         self.schedule = schedule
         self.token_losses = token_losses
         self.clip_grad_norm = clip_grad_norm
+        self.signal = signal
 
     def __call__(self, window: Window) -> Update:
         accelerator, micro_batches = self.accelerator, len(window.batches)
-        tokens, samples = self._count(window)
+        counts = self._count(window)
         # Accelerate is to synchronise gradients at the window's last micro-batch; an epoch's last window may have
         # fewer.
         accelerator.gradient_accumulation_steps, accelerator.step = micro_batches, 0
         # Accelerate divides the loss by the number of micro-batches, DDP averages over processes. Undo both, and divide
         # by the number of label tokens instead.
-        scale = micro_batches * accelerator.num_processes / max(tokens, 1)
+        scale = micro_batches * accelerator.num_processes / counts[0].clamp_min(1)
         sample_losses = []
-        for batch in window.batches:
+        for batch in one_ahead(window.batches, accelerator.device):
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
                     losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())
                 del losses  # and with it the graph: its memory is free for the next forward
-        loss_sum = accelerator.reduce(torch.cat(sample_losses).sum())
         gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
+        loss_sum, norm, tokens, samples, signal = self._read(torch.cat(sample_losses).sum(), gradient_norm, counts)
         learning_rate = float(self.schedule.get_last_lr()[0])
-        finite = bool(loss_sum.isfinite() & gradient_norm.isfinite())
-        if finite or accelerator.scaler is not None:  # fp16's GradScaler skips the update itself, and lowers its scale
+        suspects: tuple[int, ...] = ()
+        if finite := math.isfinite(loss_sum) and math.isfinite(norm):
             self.optimizer.step()
+        elif not self._scale_was_too_large(loss_sum):
+            suspects = self._suspects(window, sample_losses)
         with warnings.catch_warnings():  # torch warns if the very first update is skipped
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*before.*optimizer.step")
             self.schedule.step()
         self.optimizer.zero_grad()
-        suspects = () if finite else self._suspects(window, sample_losses)
-        return Update(loss_sum, tokens, samples, gradient_norm, learning_rate, suspects)
+        return Update(
+            loss_sum=loss_sum,
+            tokens=int(tokens),
+            samples=int(samples),
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            signal=int(signal) or None,
+            skipped=not finite,
+            suspects=suspects,
+        )
 
     def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[int, ...]:
         """Indices of the samples, in all processes, whose loss is not finite; where there is none, of all samples."""
@@ -92,14 +111,40 @@ class UpdateStep:
         everywhere = gather_object(list(zip(indices, bad, strict=True)))
         return tuple(index for index, is_bad in everywhere if is_bad) or tuple(index for index, _ in everywhere)
 
-    def _count(self, window: Window) -> tuple[int, int]:
-        """The numbers of label tokens and of valid samples in the windows of all processes."""
+    def _count(self, window: Window) -> torch.Tensor:
+        """The numbers of label tokens and of valid samples in the windows of all processes: (2,) on the device."""
         here = [
             sum(batch.label_tokens for batch in window.batches),
             sum(sum(batch.valid) for batch in window.batches),
         ]
-        tokens, samples = self.accelerator.reduce(torch.tensor(here, device=self.accelerator.device)).tolist()
-        return tokens, samples
+        everywhere: torch.Tensor = self.accelerator.reduce(self._on_device(here))
+        return everywhere
+
+    def _read(self, loss_sum: torch.Tensor, gradient_norm: torch.Tensor, counts: torch.Tensor) -> list[float]:
+        """Read the loss (summed over processes), the norm, the two counts and the signal (the highest; 0: none).
+
+        In float32, which is exact up to 16 million label tokens.
+        """
+        here = torch.stack([loss_sum, self._on_device([self.signal() or 0])[0].float()])
+        everywhere = self.accelerator.gather(here[None])  # (processes, 2)
+        total, signal = everywhere[:, :1].sum(dim=0), everywhere[:, 1:].amax(dim=0)
+        read: list[float] = torch.cat([total, gradient_norm[None].float(), counts.float(), signal]).tolist()
+        return read
+
+    def _on_device(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers).to(self.accelerator.device, non_blocking=True)
+
+    def _scale_was_too_large(self, loss_sum: float) -> bool:
+        """Have GradScaler lower its scale after gradients that are not finite. Returns whether that explains them.
+
+        It starts too high on purpose, and finds the right scale by overflowing: nothing is wrong with the images then.
+        """
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return False
+        scale = scaler.get_scale()
+        scaler.update()
+        return math.isfinite(loss_sum) and scale > 1
 
 
 def token_losses(captioner: nn.Module, batch: Batch) -> torch.Tensor:

@@ -61,9 +61,10 @@ def train(config: TrainConfig) -> Path:
             return start.checkpoint
         warmup = check_warmup(config, start, data.total_steps)
         features = fill_cache(context, captioner, data.drawn(), stack)
-        step = build_step(context, captioner, start, data.total_steps)
+        signals = StopSignals()
+        step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
         loader = build_loader(context, captioner, data, features, first=start.state.step)
-        signals = stack.enter_context(StopSignals())
+        stack.enter_context(signals)
         _open_run(context, start, data, parameters, stack)
         if warmup:
             context.display.warn(warmup)
@@ -108,7 +109,7 @@ class _Run:
             self._evaluate()
         self.model.train()
         self.progress.start_clock()
-        run_loop(loader, step, self.after_update, device=self.context.accelerator.device)
+        run_loop(loader, step, self.after_update)
 
     def after_update(self, window: Window, update: Update) -> bool:
         """Count the update; log, evaluate and save where that is due. Returns True to end the run.
@@ -118,7 +119,7 @@ class _Run:
         """
         self.progress.count(window, update)
         step, state = self.state.step, self.state
-        stop = self._signal()
+        stop = None if self.timetable.is_last(step) else update.signal  # none matters then
         if self.timetable.is_log_due(step):
             self.progress.log()
         if self.timetable.is_evaluation_due(step):
@@ -126,7 +127,7 @@ class _Run:
             if not stop:
                 self._evaluate()
                 self.model.train()
-                stop = self._signal()
+                stop = None if self.timetable.is_last(step) else self.signals.agreed(self.context.accelerator)
         over = self.timetable.is_last(step) or self._is_patience_over()
         if over or stop or self.timetable.is_save_due(step):
             self.checkpoints.save(state)
@@ -139,12 +140,6 @@ class _Run:
         """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
         self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
-
-    def _signal(self) -> int | None:
-        """The signal that any process has received, the same in all; None after the last update, when none matters."""
-        if self.timetable.is_last(self.state.step):
-            return None
-        return self.signals.agreed(self.context.accelerator)
 
     def _is_patience_over(self) -> bool:
         config = self.context.config

@@ -57,10 +57,10 @@ def measure(machine: Machine, folder: Path, batch_size: int, *, compiled: bool) 
         batches = [range(len(paths))]
         samples = [Sample(ImageRef.at(path), PROMPT) for path in paths]
         loader = SequentialLoader(samples, processor, batches, text=False)
-        run_loop(loader, step, lambda *_: False, device=machine.device)
+        run_loop(loader, step, lambda *_: False)
 
     def step(window: Window) -> None:
-        pixels = window.batches[0].images
+        pixels = window.batches[0].to(machine.device).images
         assert isinstance(pixels, Pixels)
         with torch.no_grad(), machine.autocast():
             embedded = captioner.vision.embed(pixels)

@@ -36,7 +36,6 @@ def measure() -> dict[str, float]:
         loader = TrainLoader(samples, processor, plan, process=0, first=0, end=UPDATES)
         windows = list(loader)
     accelerator = make_accelerator("no", seed=0)
-    windows = [window.to(accelerator.device) for window in windows]
     captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING).train()
     optimizer = build_optimizer(captioner, learning_rate=1e-4, weight_decay=0.01)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
@@ -47,13 +46,13 @@ def measure() -> dict[str, float]:
         for window in windows:
             tokens = sum(batch.label_tokens for batch in window.batches)
             for batch in window.batches:
-                (token_losses(captioner, batch).sum() / tokens).backward()
+                (token_losses(captioner, batch.to(accelerator.device)).sum() / tokens).backward()
             torch.nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
 
     def ours() -> None:
-        run_loop(windows, step, lambda window, update: False, device=accelerator.device)
+        run_loop(windows, step, lambda window, update: False)
 
     bare(), ours()  # warm up
     taken = take_turns(Machine(accelerator.device, "no"), {"bare": bare, "loop": ours}, seconds=40, rounds=(5, 25))

@@ -171,7 +171,7 @@ class Ours(Contestant):
             end=(self.epochs + 1) * updates,
             features=self.features,
         )
-        run_loop(loader, self.step, lambda *_: False, device=self.accelerator.device)
+        run_loop(loader, self.step, lambda *_: False)
         self.epochs += 1
 
 

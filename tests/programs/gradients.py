@@ -54,7 +54,7 @@ def main(config: TrainConfig, folder: Path) -> None:
     for update, window in enumerate(loader):
         result = step(window)
         if accelerator.is_main_process:
-            numbers = torch.tensor([result.loss_sum.item(), result.tokens, result.samples, result.gradient_norm.item()])
+            numbers = torch.tensor([result.loss_sum, result.tokens, result.samples, result.gradient_norm])
             save_file(gradients | {"": numbers}, folder / f"{update}.safetensors")
     destroy_process_group()
 

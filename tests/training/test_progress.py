@@ -1,14 +1,24 @@
 """Updates whose numbers are none: skipped, named, and after too many of them the end."""
 
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from florence2ner import UserError, train
+from florence2ner.data.batch import Window
+from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.demo import draw_dataset
+from florence2ner.display import Display
+from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.runtime import make_accelerator
+from florence2ner.training.context import Context
+from florence2ner.training.progress import Progress
+from florence2ner.training.step import Update
 from tests.conftest import MakeConfig
 from tests.support import history, weights
 
@@ -39,3 +49,21 @@ def test_numbers_that_are_none_are_skipped_and_named(
 
     with pytest.raises(UserError, match=r"not finite .*0003.png.*the 2th in a row.*last good checkpoint: none yet"):
         train(make_config(**common, run_name="stopped", train_batch_size=8, epochs=3, max_bad_updates=2))
+
+
+def test_a_loss_scale_that_is_being_found_is_no_bad_update(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(max_bad_updates=2)
+    context = Context(config, make_accelerator("no", seed=0), Display(is_main=True))
+    state = TrainState()
+    checkpoints = SimpleNamespace(last=None)
+    with context.display.bar("training", total=9) as bar:
+        progress = Progress(context, state, (Sample(ImageRef.at(Path("a.png")), ""),), bar, checkpoints)
+        numbers = {"loss_sum": 2.0, "tokens": 1, "samples": 1, "learning_rate": 0.0}
+        for _ in range(4):
+            progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True))
+        assert (state.skipped_updates, state.skipped_in_a_row) == (4, 0)
+        progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True, suspects=(0,)))
+        assert (state.skipped_updates, state.skipped_in_a_row) == (5, 1)
+    assert capsys.readouterr().err.count("not finite") == 1

@@ -114,7 +114,7 @@ def build_generation_config(image_token_id: int, **overrides: object) -> Generat
 
 @lru_cache(maxsize=64)
 def expand_prompt(processor: Florence2Processor, prompt: str) -> Tensor:
-    """The ids (N,) of a task prompt: image placeholders, then the words that the processor expands the task token to.
+    """The ids (N,) of a task prompt: an <image> token per image embedding, then the task token expanded to words.
 
     The tensor is cached and shared between callers: don't write to it.
     """
