@@ -143,16 +143,20 @@ def _load_native(
 
 @torch.no_grad()
 def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
-    """Reload `directory` and compare its logits with those of the model. Raises UserError when they differ."""
-    reloaded, processor = load_model(directory, dtype=model.dtype, device=model.device)
+    """Reload `directory` and compare its logits with those of the model. Raises UserError when they differ.
+
+    The copy stays on the CPU, since a device may hardly hold one model in training. Compiled parts of the model run
+    uncompiled, as they would be compiled again for this image's size.
+    """
+    reloaded, processor = load_model(directory, dtype=model.dtype)
     reloaded.model.vision_tower.to(memory_format=torch.channels_last)  # as `build_captioner` does; it affects rounding
     kernels = {part: getattr(model.config, part)._attn_implementation for part in ("vision_config", "text_config")}
     modes = {module: module.training for module in model.modules()}
     try:
         model.set_attn_implementation(dict.fromkeys(kernels, "sdpa"))  # flash attention can't do float32
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            expected = _probe(model.eval(), model.config.image_token_id)
-            written = _probe(reloaded, processor.image_token_id)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.compiler.set_stance("force_eager"):
+            expected = _probe(model.eval(), model.config.image_token_id).cpu()
+        written = _probe(reloaded, processor.image_token_id)
     finally:
         model.set_attn_implementation(kernels)
         for module, training in modes.items():  # frozen parts stay in evaluation mode while the rest trains

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from florence2ner import CaptionConfig, EvalConfig, UserError, caption, evaluate, load_model, train
 from florence2ner.cli import main
 from florence2ner.demo import draw_dataset
+from florence2ner.model.build import build_captioner
 from florence2ner.model.checkpoints import loading
 from florence2ner.model.checkpoints.files import read_json
 from florence2ner.model.checkpoints.loading import convert, save_model
@@ -70,6 +71,14 @@ def test_a_self_check_that_fails_leaves_nothing(
     with pytest.raises(UserError, match=r"differs from the model by .* in the logits"):
         convert(str(tiny_model), tmp_path / "out", layout="original")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_check_compiles_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    model, processor = load_model(tiny_model)
+    captioner = build_captioner(model, processor, device=torch.device("cpu"), compiled=True)
+    torch._dynamo.utils.counters.clear()
+    save_model(captioner.model, processor, tmp_path / "saved")
+    assert not torch._dynamo.utils.counters["frames"]
 
 
 def test_the_check_leaves_frozen_parts_in_evaluation_mode(tiny_model: Path, tmp_path: Path) -> None:
