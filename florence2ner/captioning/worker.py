@@ -23,7 +23,7 @@ from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import AdaptiveBatch
 from florence2ner.engine.queue import WorkQueue
-from florence2ner.engine.runtime import autocast_dtype, make_accelerator
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted
 from florence2ner.files import append_text, as_utf8, remove_lock, write_text
@@ -52,6 +52,8 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
     assert plan is not None
     if config.dry_run or not (plan.todo or config.watch):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
+    if note := precision_note(config.mixed_precision):
+        display.say(f"note: {note}")
     with StopSignals() as signals:
         worker = _Worker(config, accelerator, display, signals)
         if accelerator.is_main_process:

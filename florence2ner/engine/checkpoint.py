@@ -37,6 +37,7 @@ class TrainState:
     evaluation_due: bool = False  # this step's evaluation is still to be done, because a signal came first
     evaluations_since_best: int = 0
     processes: int = 1
+    precision: str = "no"  # of autocast: what the setting "auto" came to
     global_batch: int = 0  # samples per update; with the seed, it determines the order of the data
     tracker_id: str = ""  # of the Weights & Biases run
 

@@ -23,7 +23,7 @@ from florence2ner.data.samples import Sample
 from florence2ner.data.split import EVAL_FOLDER, SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import autocast_dtype, make_accelerator
+from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, write_text
 from florence2ner.metrics import METRICS, MetricName, Observed, measure
@@ -78,6 +78,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     display = Display(is_main=accelerator.is_main_process)
+    if note := precision_note(config.mixed_precision):
+        display.say(f"note: {note}")
     if config.output:
         check_writable(config.output.parent, "choose another --output")
     held_out = config.dataset_path / EVAL_FOLDER

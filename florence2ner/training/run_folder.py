@@ -20,8 +20,8 @@ from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, write_text
 
-# Settings that a resumed run can't change: order of the data, optimizer state and gradient scaler depend on them.
-_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "mixed_precision")
+# Settings that a resumed run can't change: order of the data and optimizer state depend on them.
+_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,17 @@ def find_start(config: TrainConfig) -> Start:
     return Start(model_name, checkpoint, state, split, notes)
 
 
-def check_batch(start: Start, order: DataOrder, *, processes: int) -> list[str]:
-    """Raise UserError where a resumed run has another global batch, and so another order of the data.
+def check_same_run(start: Start, order: DataOrder, *, processes: int, precision: str) -> list[str]:
+    """Raise UserError where a resumed run has another global batch, and so another order of the data, or precision.
 
     Returns lines for the user about a different number of processes.
     """
     state = start.state
+    if start.checkpoint and precision != state.precision:
+        raise UserError(
+            f"the run has precision {state.precision}, this command {precision}: add --mixed-precision "
+            f"{state.precision}, as it can't change on the way"
+        )
     if start.checkpoint and order.global_batch != state.global_batch:
         raise UserError(
             f"the run takes {state.global_batch} images per update, this command {order.global_batch}: choose "

@@ -15,7 +15,7 @@ from florence2ner.display import Display
 from florence2ner.engine.checkpoint import TrainState, list_checkpoints
 from florence2ner.engine.collectives import all_or_none, check_equal, is_lost_process
 from florence2ner.engine.loop import run_loop
-from florence2ner.engine.runtime import make_accelerator
+from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import build_trackers, start_trackers
 from florence2ner.errors import Interrupted, UserError
@@ -26,7 +26,7 @@ from florence2ner.training.encode import fill_cache
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
     Start,
-    check_batch,
+    check_same_run,
     check_warmup,
     contents,
     count_updates,
@@ -161,7 +161,7 @@ class _Run:
 def _join_processes(config: TrainConfig, start: Start) -> Context:
     """Make the Accelerator and check that all processes agree on settings and data, and that their number fits.
 
-    Records the number of processes and the global batch in `start.state`. Raises UserError where a check fails.
+    Records these facts in `start.state`. Raises UserError where a check fails.
     """
     accelerator = make_accelerator(
         config.mixed_precision,
@@ -175,11 +175,15 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_equal(accelerator, facts)
     processes = accelerator.num_processes
     order = build_order(config, start.split.train, processes=processes)
-    notes = start.notes + check_batch(start, order, processes=processes)
+    precision = accelerator.mixed_precision
+    notes = start.notes + check_same_run(start, order, processes=processes, precision=precision)
     check_warmup(config, start, count_updates(config, order))
     for note in notes:
         display.say(note)
-    start.state.processes, start.state.global_batch = processes, order.global_batch
+    if slow := precision_note(config.mixed_precision):
+        display.say(f"note: {slow}")
+    state = start.state
+    state.processes, state.precision, state.global_batch = processes, precision, order.global_batch
     return Context(config, accelerator, display)
 
 

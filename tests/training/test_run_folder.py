@@ -247,7 +247,7 @@ def stopped(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> TrainCo
         ({"train_batch_size": 2}, r"takes 8 images per update, this command 4: choose train_batch_size x"),
         ({"seed": 1}, r"the run has seed 42, this command 1: it can't change on the way"),
         ({"freeze_vision": False}, r"the run has freeze_vision True, this command False"),
-        ({"mixed_precision": "bf16"}, r"the run has mixed_precision auto, this command bf16"),
+        ({"mixed_precision": "bf16"}, r"the run has precision no, this command bf16: add --mixed-precision no"),
         ({"run_name": "fork", "resume": "nowhere"}, r"can't resume from .*nowhere: it does not exist"),
         ({"run_name": "new", "output_dir": "FILE"}, r"can't make the folder .*choose another --output-dir"),
         ({"run_name": "new", "feature_cache": "disk", "feature_cache_dir": "FILE"}, r"choose another --feature-cache-"),
@@ -285,6 +285,16 @@ def test_the_usual_folder_of_the_cache_is_looked_at_before_any_work_too(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(UserError, match=r"can't make the folder .*features .*choose another --feature-cache-dir"):
         train(make_config(feature_cache="disk", feature_cache_dir=None))
+
+
+def test_the_precision_that_auto_comes_to_is_what_a_resume_compares(
+    make_config: MakeConfig, stopped: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {"max_steps": 2, "eval_steps": None, "run_name": "stopped", "resume": "latest"}
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # `auto` comes to this now
+    with pytest.raises(UserError, match=r"the run has precision no, this command bf16"):
+        train(make_config(**again))
+    assert train(make_config(**again, mixed_precision="no")).name == "step-2"
 
 
 def test_a_warmup_that_nobody_asked_for_is_only_named(
