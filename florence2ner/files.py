@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import socket
 import time
 from contextlib import suppress
 from io import SEEK_END, RawIOBase
@@ -14,8 +15,17 @@ from filelock import FileLock
 
 from florence2ner.errors import UserError
 
-_UNFINISHED = ".unfinished"
+UNFINISHED = ".unfinished"  # how names of temporary files end
 _STALE = 60.0  # seconds; a write takes milliseconds, so an older temporary file was left by a process that was killed
+
+
+def temporary(path: Path) -> Path:
+    """A hidden name beside `path` to write it under, which no other process uses, on this machine or on another.
+
+    A hash stands for the file's own name, which with a suffix could be longer than the file system allows.
+    """
+    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    return path.with_name(f".{key}.{socket.gethostname()}.{os.getpid()}{UNFINISHED}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,9 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
     Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
     """
-    # A hash, since the file's own name with a suffix could be longer than the file system allows.
-    key = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
-    unfinished = path.with_name(f".{key}.{os.getpid()}{_UNFINISHED}")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(text, encoding="utf-8")
@@ -41,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(folder: Path, fix: str) -> None:
     """Raise UserError, with `fix` at the end of its message, where `folder` can't be written to or can't be made."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    existing = nearest_folder(folder)
     if not existing.is_dir():
         raise UserError(f"can't make the folder {folder} ({existing} is no folder): {fix}")
     try:
@@ -50,11 +58,16 @@ def check_writable(folder: Path, fix: str) -> None:
         raise UserError(f"can't write to {existing} ({error.strerror}): {fix}") from None
 
 
+def nearest_folder(folder: Path) -> Path:
+    """`folder`, or where it doesn't exist the nearest of its parents that does (a file, if that is in its place)."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+
+
 def sweep_unfinished(folder: Path) -> None:
     """Remove temporary files of `write_text` that processes left in a folder when they were killed."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") and entry.name.endswith(_UNFINISHED):
+            if entry.name.startswith(".") and entry.name.endswith(UNFINISHED):
                 with suppress(OSError):
                     if time.time() - entry.stat().st_mtime > _STALE:
                         os.unlink(entry.path)

@@ -4,10 +4,12 @@ A feature is stored under the digest of its image file and a fingerprint of ever
 and precision of the vision tower, decoding and resizing. So a stale feature is never found.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from florence2ner.data.samples import ImageRef
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, sweep_unfinished
+from florence2ner.files import append_text, sweep_unfinished, temporary
 
 DECODING = "1"  # version of images.py's decoding and resizing; change it with these, so that old features aren't found
 _DIGESTS = "digests.jsonl"  # digests of image files by their stamps, so that unchanged files aren't read again
@@ -97,7 +99,7 @@ class FeatureCache:
         """Store the feature of an identified image. Returns False where it can't be written, as on a full disk."""
         file = self._file(self.digests[key])
         content = safetensors.torch.save({"feature": feature.contiguous()})
-        unfinished = self.folder / f".{file.name}.{os.getpid()}.unfinished"
+        unfinished = self.folder / temporary(file).name
         try:
             file.parent.mkdir(exist_ok=True)
             unfinished.write_bytes(content + zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "little"))
@@ -135,10 +137,12 @@ def memory_directory() -> Iterator[Path]:
     """
     shared = Path("/dev/shm")
     base = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    for left in base.glob(f"{_TEMPORARY}*"):  # left by runs that were killed; the name ends in the process id
-        if not _is_running(left.name.removeprefix(_TEMPORARY)):
+    # With the host's name, as containers may share this folder but don't see each other's processes.
+    prefix = f"{_TEMPORARY}{socket.gethostname()}-"
+    for left in base.glob(f"{glob.escape(prefix)}*"):  # left by runs that were killed; the name ends in the process id
+        if not _is_running(left.name.removeprefix(prefix)):
             shutil.rmtree(left, ignore_errors=True)
-    directory = base / f"{_TEMPORARY}{os.getpid()}"
+    directory = base / f"{prefix}{os.getpid()}"
     directory.mkdir()
     try:
         yield directory

@@ -37,7 +37,7 @@ class Workers:
         That is one worker per core that this process has a share in, at most 8, beside a GPU; and none beside a CPU,
         whose cores the model itself keeps busy.
         """
-        cores = (os.cpu_count() or 1) // launcher.local_processes()
+        cores = _cores() // launcher.local_processes()
         chosen = 0 if device.type == "cpu" else min(8, max(1, cores))
         return cls(
             processes=chosen if processes is None else processes,
@@ -47,6 +47,11 @@ class Workers:
 
 
 NO_WORKERS = Workers()
+
+
+def _cores() -> int:
+    """The cores that this process may use: under Slurm, or `docker --cpuset-cpus`, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class TrainLoader:

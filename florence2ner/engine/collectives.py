@@ -1,16 +1,20 @@
 """Collective operations: acting together or not at all, and checking that all processes agree."""
 
 import hashlib
+import secrets
+import socket
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed import DistError
 
 from florence2ner.errors import UserError
+from florence2ner.files import UNFINISHED, nearest_folder
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a weight
 
@@ -48,6 +52,33 @@ def check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
     sums = torch.stack([weight.view(_INTEGERS[weight.itemsize]).sum(dtype=torch.int64) for weight in trained])[None]
     everywhere = accelerator.gather(sums)
     assert (everywhere == everywhere[0]).all(), "the processes hold different weights; please report this as a bug"
+
+
+def check_shared(accelerator: Accelerator, folder: Path, fix: str) -> None:
+    """Raise UserError, with `fix`, in every process where one can't see the `folder` of the main process.
+
+    Looks at what exists of its path. Every process must call this.
+    """
+    if accelerator.num_processes == 1:
+        return
+    parents = (folder.absolute(), *folder.absolute().parents)
+    # A name that was never looked up: NFS clients remember for a while which files did not exist.
+    place = [(parents.index(nearest_folder(folder.absolute())), f".{secrets.token_hex(8)}{UNFINISHED}")]
+    broadcast_object_list(place)
+    ((level, name),) = place
+    token = parents[level] / name
+
+    def leave_token() -> None:
+        if accelerator.is_main_process:
+            token.touch()
+
+    all_or_none(accelerator, leave_token)
+    everywhere = gather_object([(token.exists(), socket.gethostname())])
+    if accelerator.is_main_process:
+        token.unlink()
+    if blind := [rank for rank, (sees, _) in enumerate(everywhere) if not sees]:
+        host = everywhere[blind[0]][1]
+        raise UserError(f"process {blind[0]} (on {host}) can't see the folder {folder} of process 0: {fix}")
 
 
 def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:

@@ -13,7 +13,7 @@ from florence2ner.data.batch import Window
 from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
 from florence2ner.engine.checkpoint import TrainState, list_checkpoints
-from florence2ner.engine.collectives import all_or_none, check_equal, is_lost_process
+from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, is_lost_process
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
@@ -161,7 +161,7 @@ class _Run:
 def _join_processes(config: TrainConfig, start: Start) -> Context:
     """Make the Accelerator and check that all processes agree on settings and data, and that their number fits.
 
-    Records these facts in `start.state`. Raises UserError where a check fails.
+    Records precision, processes and global batch in `start.state`. Raises UserError where a check fails.
     """
     accelerator = make_accelerator(
         config.mixed_precision,
@@ -173,6 +173,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     display = Display(is_main=accelerator.is_main_process)
     facts = {"configuration": config, "dataset": contents(start.split), "checkpoint": start.state.step}
     check_equal(accelerator, facts)
+    check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes = accelerator.num_processes
     order = build_order(config, start.split.train, processes=processes)
     precision = accelerator.mixed_precision

@@ -1,6 +1,7 @@
 """The feature cache itself: no stale or torn feature, names that tell all, and memory that is given back."""
 
 import os
+import socket
 from pathlib import Path
 
 import torch
@@ -57,6 +58,11 @@ def test_memory_is_given_back_also_that_of_killed_runs() -> None:
         assert str(os.getpid()) in directory.name
         abandoned = directory.with_name(directory.name.replace(str(os.getpid()), "999999999"))
         abandoned.mkdir()
+        # Containers may share this folder, but process ids of one say nothing in another.
+        elsewhere = Path(str(abandoned).replace(socket.gethostname(), "another-host"))
+        elsewhere.mkdir()
     assert not directory.exists()
     with memory_directory():
         assert not abandoned.exists()
+        assert elsewhere.exists()
+    elsewhere.rmdir()

@@ -1,9 +1,14 @@
 """Loading: images that can't be read count for nothing, and shares cover all samples."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
+
 from florence2ner.data.layouts.pairs import discover_samples
-from florence2ner.data.loader import SequentialLoader
+from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.inputs import IGNORE_INDEX
@@ -30,3 +35,19 @@ def test_sequential_shares_cover_all_samples_once(shapes: Path, tiny_model: Path
         loader = SequentialLoader(samples, processor, deal(len(samples), 5, process=process, processes=3))
         seen += [i for window in loader for i in window.batches[0].indices]
     assert sorted(seen) == list(range(len(samples)))
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """This process may use only one of the machine's cores, as Slurm would have it."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinities")
+def test_workers_are_as_many_as_the_cores_that_the_process_may_use(one_core: None) -> None:
+    how = {"processes": None, "prefetch": None, "pin_memory": None}
+    assert Workers.for_device(torch.device("cuda"), **how).processes == 1
+    assert Workers.for_device(torch.device("cpu"), **how).processes == 0

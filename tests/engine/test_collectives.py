@@ -1,36 +1,60 @@
 """What the processes of a run must agree on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from florence2ner import TrainConfig
 from florence2ner.demo import draw_dataset
 from tests.conftest import MakeConfig, Start
-from tests.programs.starting import free_port, launched
+from tests.programs.starting import Running, free_port, launched
+
+
+def on_two_machines(
+    start: Start, tmp_path: Path, config: TrainConfig, *, change: Callable[[Path, dict[str, object]], None]
+) -> list[Running]:
+    """Two processes as two machines would start them, each in a folder of its own with its own config and data.
+
+    `change` is for the folder and the settings of the second.
+    """
+    running = []
+    port = free_port()
+    for rank in range(2):
+        folder = tmp_path / str(rank)
+        draw_dataset(folder / "data", 6, seed=1)
+        settings = config.model_dump(mode="json") | {"dataset_path": "data", "output_dir": "runs"}
+        if rank == 1:
+            change(folder, settings)
+        (folder / "run.yaml").write_text(json.dumps(settings))
+        world = launched(rank, 2, port, machines=2)
+        running.append(start("florence2ner", "train", "--config", "run.yaml", cwd=folder, **world))
+    return running
 
 
 @pytest.mark.slow
 def test_processes_with_other_settings_or_files_are_refused(
     make_config: MakeConfig, start: Start, tmp_path: Path
 ) -> None:
-    """Two processes as two machines would start them, each with its own copy of the config and of the data."""
-    running = []
-    port = free_port()
-    for rank in range(2):
-        folder = tmp_path / str(rank)
-        draw_dataset(folder / "data", 6, seed=1)
-        changes: dict[str, object] = {}
-        if rank == 1:
-            changes = {"learning_rate": 1e-5}
-            (folder / "data" / "0000.txt").write_text("another caption")
-        text = make_config(**changes).model_dump(mode="json") | {"dataset_path": "data", "output_dir": "runs"}
-        (folder / "run.yaml").write_text(json.dumps(text))
-        world = launched(rank, 2, port, machines=2)
-        running.append(start("florence2ner", "train", "--config", "run.yaml", cwd=folder, **world))
-    for process in running:
+    def change(folder: Path, settings: dict[str, object]) -> None:
+        settings["learning_rate"] = 1e-5
+        (folder / "data" / "0000.txt").write_text("another caption")
+
+    for process in on_two_machines(start, tmp_path, make_config(), change=change):
         assert process.wait().returncode == 2, process.stderr
         expected = (
             "not the same as in process 0: the configuration of process 1; the dataset of process 1; start the same"
         )
         assert expected in process.stderr
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_another_machine_cannot_see_is_refused(
+    make_config: MakeConfig, start: Start, tmp_path: Path
+) -> None:
+    for process in on_two_machines(start, tmp_path, make_config(), change=lambda *_: None):
+        assert process.wait().returncode == 2, process.stderr
+        assert "can't see the folder runs/run of process 0: choose an --output-dir that all mac" in process.stderr
+    for rank in range(2):
+        assert {path.name for path in (tmp_path / str(rank)).iterdir()} == {"data", "run.yaml"}
