@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, gather_object, load
+from accelerate.utils.constants import RNG_STATE_NAME
 
 from florence2ner.engine.collectives import all_or_none
 from florence2ner.errors import UserError
@@ -149,14 +151,19 @@ def holds_weights(checkpoint: Path) -> bool:
     return any(any(state.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model_fsdp*"))
 
 
-def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Restore optimizer and random generators, and weights if the state contains them. Every process must call this."""
+def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> bool:
+    """Restore optimizer and random generators, and weights if the state contains them. Every process must call this.
+
+    Returns whether the generators of all processes are as they were; Accelerate goes on without a word where a state
+    has none for a process, or for its device, as after a move from a CPU to a GPU or to fewer GPUs.
+    """
     folder = checkpoint / STATE_FOLDER
     hook = accelerator.register_load_state_pre_hook(_unwrap_models if holds_weights(checkpoint) else _leave_out_models)
     try:
         accelerator.load_state(str(folder))
     finally:
         hook.remove()
+    return all(gather_object([_are_generators_restored(folder, accelerator)]))
 
 
 def sweep(run_dir: Path) -> None:
@@ -187,9 +194,12 @@ def _write(
 
     def write_state() -> None:
         hook = accelerator.register_save_state_pre_hook(_unwrap_weights if with_weights else _leave_out_weights)
+        scaler = accelerator.scaler  # the same in all processes, of which each would write the same file
+        accelerator.scaler = scaler if accelerator.is_main_process else None
         try:
             accelerator.save_state(str(unfinished / STATE_FOLDER))
         finally:
+            accelerator.scaler = scaler
             hook.remove()
 
     def put_in_place() -> None:
@@ -201,6 +211,20 @@ def _write(
 
     for action in (write_export, write_state, put_in_place):
         all_or_none(accelerator, action)
+
+
+def _are_generators_restored(folder: Path, accelerator: Accelerator) -> bool:
+    """Whether torch's generators of this process, on the CPU and on its device, are as `folder` has them."""
+    try:
+        saved = load(folder / f"{RNG_STATE_NAME}_{accelerator.process_index}.pkl")
+    except Exception:  # a missing or damaged file can raise anything
+        return False
+    same = torch.equal(torch.get_rng_state(), saved["torch_manual_seed"])
+    if accelerator.device.type == "cuda":
+        devices = dict(enumerate(saved.get("torch_cuda_manual_seed", ())))
+        device = devices.get(accelerator.device.index or 0)
+        same = same and device is not None and torch.equal(torch.cuda.get_rng_state(accelerator.device), device)
+    return same
 
 
 def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:

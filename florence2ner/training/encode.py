@@ -1,16 +1,19 @@
 """Fills the feature cache before the first update, so that a frozen vision tower encodes each image only once."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.batch import FeatureSource, Window
+from florence2ner.data.batch import Batch, FeatureSource, Window
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
 from florence2ner.data.loader import SequentialLoader
 from florence2ner.data.samples import ImageRef, Sample
@@ -24,6 +27,7 @@ from florence2ner.training.context import Context
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _GIGABYTE = 10**9
+_STORED_BEHIND = 2  # most batches that wait to be stored while others are encoded
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
@@ -135,6 +139,7 @@ def _encode(
             return captioner.vision.encode(batch.images)
 
     loader = SequentialLoader(samples, captioner.processor, remaining(), text=False, workers=context.workers)
+    being_stored: deque[Future[int]] = deque()
     captioner.eval()
     with context.display.bar("encoding", total=len(samples)) as bar:
 
@@ -144,19 +149,31 @@ def _encode(
 
         def after_step(window: Window, encoded: Encoded) -> bool:
             (batch,) = window.batches
-            for index, valid, feature in zip(batch.indices, batch.valid, encoded.values.to("cpu", dtype), strict=True):
-                if valid:
-                    cache.store(samples[index].image.key, feature)
             unreadable.update((samples[index].image, reason) for index, reason in batch.failures)
-            show(len(batch.indices))
+            keys = [samples[index].image.key for index in batch.indices]
+            being_stored.append(storing.submit(_store, cache, keys, batch, encoded.values, dtype))
+            while being_stored and (being_stored[0].done() or len(being_stored) > _STORED_BEHIND):
+                show(being_stored.popleft().result())
             return False
 
-        run_loop(loader, step, after_step)
+        # Waiting for the device and the disk is done in a thread, so that the next batch is encoded meanwhile.
+        with ThreadPoolExecutor(1) as storing:
+            run_loop(loader, step, after_step)
+            for stored in being_stored:
+                show(stored.result())
         # No collective operation: where machines have caches of their own, one may have nothing to do while another
         # encodes for hours.
         queue.wait_for_all(meanwhile=lambda: show(0), patience=context.config.process_timeout)
         show(0)
     return {image: reason for found in gather_object([unreadable]) for image, reason in found.items()}
+
+
+def _store(cache: FeatureCache, keys: Sequence[str], batch: Batch, values: Tensor, dtype: torch.dtype) -> int:
+    """Wait for the encodings of a batch, store those of images that could be read, and return its number of images."""
+    for key, valid, feature in zip(keys, batch.valid, values.to("cpu", dtype), strict=True):
+        if valid:
+            cache.store(key, feature)
+    return len(keys)
 
 
 def _directory(config: TrainConfig, accelerator: Accelerator, stack: ExitStack) -> Path:

@@ -99,7 +99,12 @@ def build_step(
     if start.checkpoint:
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         with captioner.as_loaded():
-            load_accelerator_state(accelerator, start.checkpoint)
+            restored = load_accelerator_state(accelerator, start.checkpoint)
+        if not restored:
+            context.display.say(
+                f"note: {start.checkpoint} has no random generators for all of these processes and devices: dropout is "
+                "not that of an uninterrupted run"
+            )
         # The settings of this command win over those in the checkpoint.
         for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):
             group |= {"initial_lr": lr, "weight_decay": decay}

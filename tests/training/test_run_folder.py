@@ -287,6 +287,19 @@ def test_the_usual_folder_of_the_cache_is_looked_at_before_any_work_too(
         train(make_config(feature_cache="disk", feature_cache_dir=None))
 
 
+@pytest.mark.parametrize("damage", ["removed", "torn"])
+def test_random_generators_that_cannot_be_restored_are_named(
+    make_config: MakeConfig, stopped: TrainConfig, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    again = make_config(max_steps=2, eval_steps=None, run_name="stopped", resume="latest")
+    saved = stopped.run_dir / "step-1" / "state" / "random_states_0.pkl"
+    saved.unlink() if damage == "removed" else saved.write_bytes(b"torn")
+    train(again)
+    assert "has no random generators for all of these processes and devices" in capsys.readouterr().err
+    train(make_config(max_steps=3, eval_steps=None, run_name="stopped", resume="latest"))
+    assert "random generators" not in capsys.readouterr().err
+
+
 def test_the_precision_that_auto_comes_to_is_what_a_resume_compares(
     make_config: MakeConfig, stopped: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
