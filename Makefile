@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Some containers forbid Python to keep what it has compiled: each start then takes half a minute instead of ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup bytecode demo test test-multinode lint format typecheck bench clean
+.PHONY: setup bytecode demo test test-multinode lint format typecheck bench gpu clean
 
 setup: $(READY)
 
@@ -42,6 +42,9 @@ typecheck: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks
+
+gpu: setup
+	FLORENCE2NER_FIGURES=benchmarks/gpu.json $(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
