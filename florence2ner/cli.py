@@ -16,6 +16,7 @@ import typer
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.display import hide_lines_of_deepspeed
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
 
@@ -35,6 +36,7 @@ def main() -> None:
     Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 3 some images could not be captioned,
     130 interrupted by SIGINT, 141 the reader of standard output went away, 143 interrupted by SIGTERM.
     """
+    hide_lines_of_deepspeed()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:

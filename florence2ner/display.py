@@ -1,5 +1,6 @@
 """What the user sees during a run, on stderr: lines and a progress bar of the main process, warnings of all."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def printable(text: str) -> str:
     """The text with lone surrogates escaped: Python has them for bytes of a file name that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def hide_lines_of_deepspeed() -> None:
+    """Hide what DeepSpeed logs below an error: it is about its own settings and the hardware.
+
+    Where DeepSpeed is installed, transformers imports it, and it logs in any command on a machine without GPUs.
+    """
+    # Its level is set when it is imported, but a filter that is there stays.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 class Bar:

@@ -16,6 +16,7 @@ from accelerate.utils import extract_model_from_parallel, gather_object, load
 from accelerate.utils.constants import RNG_STATE_NAME
 
 from florence2ner.engine.collectives import all_or_none
+from florence2ner.engine.deepspeed import check_state
 from florence2ner.errors import UserError
 
 STATE_FOLDER, STATE_FILE = "state", "train_state.json"
@@ -148,16 +149,18 @@ def load_train_state(checkpoint: Path) -> TrainState:
 def holds_weights(checkpoint: Path) -> bool:
     """Whether the training state contains the weights (see `with_weights` of `save_checkpoint`)."""
     state = checkpoint / STATE_FOLDER
-    return any(any(state.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model_fsdp*"))
+    return any(any(state.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*"))
 
 
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> bool:
     """Restore optimizer and random generators, and weights if the state contains them. Every process must call this.
 
     Returns whether the generators of all processes are as they were; Accelerate goes on without a word where a state
-    has none for a process, or for its device, as after a move from a CPU to a GPU or to fewer GPUs.
+    has none for a process, or for its device, as after a move from a CPU to a GPU or to fewer GPUs. Raises UserError
+    for a state that was saved under DeepSpeed and is to be loaded without it, or the other way round.
     """
     folder = checkpoint / STATE_FOLDER
+    check_state(accelerator, folder)
     hook = accelerator.register_load_state_pre_hook(_unwrap_models if holds_weights(checkpoint) else _leave_out_models)
     try:
         accelerator.load_state(str(folder))

@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 
 from florence2ner.engine import launcher
+from florence2ner.engine.deepspeed import accelerator_class
 from florence2ner.engine.sharding import check_fsdp_version
 from florence2ner.errors import UserError
 
@@ -41,7 +42,7 @@ def make_accelerator(
     check_fsdp_version()
     precision = resolve_mixed_precision(mixed_precision)
     try:
-        accelerator = Accelerator(
+        accelerator = accelerator_class()(
             mixed_precision=precision,
             log_with=list(log_with) or None,
             project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),

@@ -1,6 +1,7 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from florence2ner.config.commands import TrainConfig
@@ -10,6 +11,7 @@ from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import Split, drop_overlong
 from florence2ner.engine.checkpoint import load_accelerator_state
+from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.model.build import Frozen, load_captioner
@@ -32,7 +34,8 @@ def build_model(context: Context, start: Start) -> Captioner:
         dtype=autocast_dtype(accelerator),
         gradient_checkpointing=config.gradient_checkpointing,
         compiled=config.compile,
-        channels_last=config.freeze_vision or not is_sharded(accelerator),  # FSDP can't shard such weights
+        # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
+        channels_last=not uses_deepspeed(accelerator) and (config.freeze_vision or not is_sharded(accelerator)),
     )
 
 
@@ -95,7 +98,9 @@ def build_step(
     config, accelerator = context.config, context.accelerator
     optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     leave_whole(accelerator, captioner, captioner.frozen_parts)
-    prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
+    # DeepSpeed saves frozen weights too, and looks for them in each process now.
+    with captioner.as_loaded() if uses_deepspeed(accelerator) else nullcontext():
+        prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
     if start.checkpoint:
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         with captioner.as_loaded():

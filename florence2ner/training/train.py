@@ -14,6 +14,7 @@ from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
 from florence2ner.engine.checkpoint import TrainState, list_checkpoints
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, is_lost_process
+from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
@@ -169,6 +170,12 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         timeout=timedelta(seconds=config.process_timeout),
         log_with=build_trackers(config.log_with, config.run_dir),
         project_dir=config.run_dir,
+    )
+    configure_deepspeed(
+        accelerator,
+        micro_batch=config.train_batch_size,
+        micro_batches=config.gradient_accumulation_steps,
+        clip_grad_norm=config.clip_grad_norm,
     )
     display = Display(is_main=accelerator.is_main_process)
     facts = {"configuration": config, "dataset": contents(start.split), "checkpoint": start.state.step}
