@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2: an Accelerator that trains under DeepSpeed as the others do, and what it takes from the launcher."""
+"""DeepSpeed ZeRO-2: an Accelerator that trains as under DDP, and what the launcher may ask for."""
 
 import os
 import warnings
@@ -20,7 +20,7 @@ _OPTIMIZER_STATES = "pytorch_model/*_optim_states.pt"  # in the folder of a trai
 
 
 def accelerator_class() -> type[Accelerator]:
-    """The class of this command's Accelerator. Raises UserError where the launcher wants DeepSpeed and it is missing."""
+    """The class of this command's Accelerator. Raises UserError where the launcher asks for DeepSpeed in vain."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return Accelerator  # type: ignore[no-any-return]
     if not find_spec("deepspeed"):
@@ -63,7 +63,7 @@ class DeepSpeedAccelerator(Accelerator):  # type: ignore[misc]
 
     @property
     def mixed_precision(self) -> str:
-        """ "bf16" where autocast is on, else "no"."""
+        """The word "bf16" where autocast is on, else "no"."""
         return "bf16" if self._autocasts_to else "no"
 
     @contextmanager
@@ -100,7 +100,7 @@ def configure_deepspeed(
 ) -> None:
     """Tell DeepSpeed the settings of a training run, in place of `auto`. Does nothing without DeepSpeed.
 
-    `micro_batch` is the number of samples per process, `micro_batches` how many of them make an update. Raises UserError
+    `micro_batch` is its number of samples, `micro_batches` how many make an update, both per process. Raises UserError
     where the launcher's configuration has other values: they would be ignored.
     """
     if not uses_deepspeed(accelerator):
@@ -115,8 +115,9 @@ def configure_deepspeed(
     for name, value in wanted.items():
         if config.get(name, "auto") not in ("auto", value):
             raise UserError(
-                f"DeepSpeed is told {name} {config[name]}, but the run's settings make it {value}: say auto"
+                f"DeepSpeed's {name} is {config[name]}, by the run's settings it is {value}: set it to auto"
             )
+
     # `backward` is told which micro-batch is a window's last, as an epoch's last window may have fewer. Left to itself,
     # DeepSpeed is to see one micro-batch per update, and to divide by nothing.
     wanted |= {"gradient_accumulation_steps": 1, "train_batch_size": micro_batch * accelerator.num_processes}
