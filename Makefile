@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Some containers forbid Python to keep what it has compiled: each start then takes half a minute instead of ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup bytecode demo test test-multinode lint format typecheck bench gpu clean
+.PHONY: setup deepspeed bytecode demo test test-multinode lint format typecheck bench gpu clean
 
 setup: $(READY)
 
@@ -15,6 +15,11 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]'
 	touch $@
+
+# DeepSpeed, for its tests. It has no wheel: it is built with what .venv has, without compiling its CUDA kernels.
+deepspeed: setup
+	$(BIN)/python -m pip install --quiet --no-compile wheel hjson msgpack ninja py-cpuinfo
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-compile --no-build-isolation -e '.[deepspeed]'
 
 bytecode: setup
 	$(BIN)/python -c "import florence2ner.demo, timm.optim"
