@@ -24,9 +24,7 @@ def accelerator_class() -> type[Accelerator]:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return Accelerator  # type: ignore[no-any-return]
     if not find_spec("deepspeed"):
-        raise UserError(
-            "the launcher asks for DeepSpeed, which is not installed: pip install 'florence2ner[deepspeed]'"
-        )
+        raise UserError("the launcher asks for DeepSpeed, which is not installed: pip install deepspeed")
     return DeepSpeedAccelerator
 
 
