@@ -1,10 +1,15 @@
 """What tests all over the house share: how runs are started, and how their files, figures and weights are compared."""
 
+import io
 import json
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from florence2ner import CaptionConfig, TrainConfig
@@ -73,6 +78,29 @@ def many(images: Path, shapes: Path, count: int) -> list[Path]:
     for number, path in enumerate(paths):
         path.symlink_to(sources[number % len(sources)])
     return paths
+
+
+def large(folder: Path, shapes: Path, count: int) -> Path:
+    """A new folder with captioned images of 36 million pixels: each takes long to decode."""
+    folder.mkdir()
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 6000), "red").save(file, "png")
+    for number in range(count):
+        shutil.copy(shapes / f"{number:04d}.txt", folder)
+        # What comes after the end of a PNG is not looked at, but makes it another file.
+        (folder / f"{number:04d}.png").write_bytes(file.getvalue() + bytes([number]))
+    return folder
+
+
+def wait_until_open(running: Running, rank: int, *files: Path) -> None:
+    """Return when a process has one of these files open. Needs Linux."""
+    paths = {str(file.resolve()) for file in files}
+    while True:
+        assert running.poll() is None, running.stderr
+        for descriptor in Path(f"/proc/{running.pids[rank]}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.readlink(descriptor) in paths:
+                    return
 
 
 def plan(*paths: Path, **settings: Any) -> CaptionPlan:

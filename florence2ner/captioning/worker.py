@@ -20,6 +20,7 @@ from florence2ner.data.batch import Batch, Window
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.display import Display
+from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import AdaptiveBatch
 from florence2ner.engine.queue import WorkQueue
@@ -38,14 +39,17 @@ from florence2ner.outputs.answers import Answer, Content, Question, Record
 from florence2ner.outputs.records import json_line
 
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
+_GO_ON = "the same command goes on with the rest"
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
 @quiet_transformers()
+@lost_process_in_one_line(lambda: _GO_ON)
 def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
     """Carry out `plan`, which the main process has and the others receive from it (they pass None).
 
-    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM.
+    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, and UserError
+    where a process was lost.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     (plan,) = broadcast_object_list([plan])
@@ -70,7 +74,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
             remove_lock(config.failures)
     summary = _summarise(gather_object([worker.tally]), plan.kept, worker.seconds, display)
     if stopped_by:
-        rest = "" if config.watch else "; the same command goes on with the rest"
+        rest = "" if config.watch else f"; {_GO_ON}"
         raise Interrupted(f"stopped by signal {stopped_by}: what is captioned is on the disk{rest}", signal=stopped_by)
     return summary
 
@@ -141,7 +145,10 @@ class _Worker:
 
         Every process must call this.
         """
-        queue = WorkQueue(self.accelerator, f"caption-{next(_rounds)}")
+        with WorkQueue(self.accelerator, f"caption-{next(_rounds)}") as queue:
+            return self._take_from(queue, plan)
+
+    def _take_from(self, queue: WorkQueue, plan: CaptionPlan) -> int | None:
         images = [image for image, _ in plan.todo]
         loader = SequentialLoader(
             [Sample(ImageRef.at(image), "") for image in images],

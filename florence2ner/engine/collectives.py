@@ -3,7 +3,8 @@
 import hashlib
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.distributed import DistError
 
+from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 from florence2ner.files import UNFINISHED, nearest_folder
 
@@ -100,7 +102,31 @@ def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
         )
 
 
+@contextmanager
+def lost_process_in_one_line(go_on: Callable[[], str], *, timeout: float | None = None) -> Iterator[None]:
+    """A context manager, or decorator, that turns the loss of another process into a UserError.
+
+    `go_on` is called then, and says what the user should do; `timeout` is how long, in seconds, a process was waited
+    for. To be put around all that a command does from the moment that the processes meet.
+    """
+    try:
+        yield
+    except Exception as error:
+        if launcher.processes() == 1 or not is_lost_process(error):
+            raise
+        silent = "fell silent" if timeout is None else f"fell silent for {timeout:g} s"
+        raise UserError(
+            f"lost contact with another process, which was killed, failed or {silent}; {go_on()}"
+        ) from error
+
+
 def is_lost_process(error: Exception) -> bool:
-    """Whether an error means that another process died or timed out: by its type, or by words in its message."""
-    text = str(error)
-    return isinstance(error, DistError) or any(sign in text for sign in ("gloo", "NCCL", "process group", "by peer"))
+    """Whether an error means that another process died or timed out: by its type, or by words in its message.
+
+    torch raises a RuntimeError for most of them. Others may use the same words: a hub whose connection was reset by its
+    peer, or a UserError about a folder named gloo.
+    """
+    signs = ("gloo", "NCCL", "process group", "by peer")
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )

@@ -1,16 +1,22 @@
 """A work queue from which processes take items, and shared counters, without waiting for each other."""
 
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
 
 import torch.distributed
 from accelerate import Accelerator
 from torch.distributed import DistError
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 _POLL = 0.1  # seconds
+_BEAT = 1.0  # seconds between two signs of life
+PATIENCE = 60.0  # seconds: of a process that lives, a thread is kept waiting for that long by nothing but a hang
 
 
 class WorkQueue:
@@ -18,14 +24,37 @@ class WorkQueue:
 
     The counters are in the key-value store of the process group, so that a process can read and change them at any
     time, without a collective operation. A single process keeps them in memory.
+
+    To be used as a context manager, in which a thread gives signs of life: those who wait for this process know by them
+    that it works, however long its work takes.
     """
 
-    def __init__(self, accelerator: Accelerator, name: str) -> None:
-        """`name` must be the same in all processes, and different from that of every other queue of the run."""
+    def __init__(self, accelerator: Accelerator, name: str, *, patience: float = PATIENCE) -> None:
+        """`name` must be the same in all processes, and different from that of every other queue of the run.
+
+        A process is taken to be lost after `patience` seconds without a sign of life.
+        """
         self._local: Counter[str] = Counter()
         shared = accelerator.num_processes > 1 and torch.distributed.is_initialized()
         self._store = PrefixStore(name, _get_default_store()) if shared else None
-        self._processes = accelerator.num_processes
+        self._others = [rank for rank in range(accelerator.num_processes) if rank != accelerator.process_index]
+        self._rank = accelerator.process_index
+        self._patience = patience
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        if self._store is not None:
+            # By a connection of its own: the other one is blocked while its user waits for an answer.
+            threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if error is not None and not isinstance(error, DistError):  # of a loss, the others learn as this process did
+            with suppress(DistError):
+                self.add("failed")
 
     def add(self, name: str, number: int = 1) -> int:
         """Add `number` to the counter `name`, atomically. Returns its new value."""
@@ -46,19 +75,42 @@ class WorkQueue:
         while (first := self.add("claimed", size) - size) < total:
             yield list(range(first, min(first + size, total)))
 
-    def wait_for_all(self, meanwhile: Callable[[], None], patience: float = math.inf) -> None:
+    def wait_for_all(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Return when every process has called this. Until then, `meanwhile` is called about ten times a second.
 
-        This may take as long as it likes, while any process adds to the counter "done" or arrives. Raises DistError
-        after `patience` seconds without either: a process is taken to be lost then.
+        This may take as long as it likes, while all live. Raises DistError where one is lost.
         """
         self.add("arrived")
-        seen, since = (-1, -1), time.monotonic()
-        while (arrived := self.get("arrived")) < self._processes:
-            now = arrived, self.get("done")
-            if now != seen:
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > patience:
-                raise DistError(f"no sign of life for {patience} s, and {self._processes - arrived} have not arrived")
+        self.wait_until(lambda: self.get("arrived") > len(self._others), meanwhile)
+
+    def wait_until(
+        self, condition: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None, limit: float = math.inf
+    ) -> None:
+        """Return when `condition` is true, or after `limit` seconds. Until then, both functions are called repeatedly.
+
+        All processes must be in this queue's `with` for as long as one of them waits here. Raises DistError where one
+        has left it with an exception, or gives no sign of life.
+        """
+        start = looked = time.monotonic()
+        beats = dict.fromkeys(self._others, (-1, start))  # how many each has given, and when that was last seen to grow
+        while not condition() and (now := time.monotonic()) - start < limit:
+            if self.get("failed"):
+                raise DistError("another process failed")
+            if now - looked > _BEAT:
+                looked = now
+                beats = {rank: self._listen(rank, *before) for rank, before in beats.items()}
             meanwhile()
-            time.sleep(_POLL)
+            time.sleep(min(_POLL, limit))
+
+    def _listen(self, rank: int, count: int, since: float) -> tuple[int, float]:
+        """The number of signs of life of a process, and when it was first seen, given what was seen before."""
+        if (new := self.get(f"beats of {rank}")) != count:
+            return new, time.monotonic()
+        if time.monotonic() - since > self._patience:
+            raise DistError(f"no sign of life of process {rank} for {self._patience:g} s")
+        return count, since
+
+    def _beat(self, store: Store) -> None:
+        with suppress(DistError):  # without a store, nobody looks for signs of life, and the main thread notices it too
+            while not self._over.wait(_BEAT):
+                store.add(f"beats of {self._rank}", 1)

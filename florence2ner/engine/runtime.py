@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 
 from florence2ner.engine import launcher
+from florence2ner.engine.collectives import is_lost_process
 from florence2ner.engine.deepspeed import accelerator_class
 from florence2ner.engine.sharding import check_fsdp_version
 from florence2ner.errors import UserError
@@ -33,8 +34,8 @@ def make_accelerator(
     """Build the Accelerator of this process, and seed all random generators, differently in each process.
 
     `timeout` is how long a collective operation may wait for the other processes. Every process must call this. Raises
-    UserError where the processes that the launcher started haven't joined one process group, or where the hardware
-    doesn't support the precision asked for.
+    UserError where the processes that the launcher started haven't joined one process group or don't come in time, or
+    where the hardware doesn't support the precision asked for.
     """
     # Accelerate keeps the mixed precision of an earlier command in the same Python process and refuses to change it.
     # This forgets it, but leaves the process group alone.
@@ -55,6 +56,14 @@ def make_accelerator(
         if "precision" not in str(error):
             raise
         raise UserError(f"mixed_precision {precision} can't be used here: {error}") from error
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"the {launcher.processes()} processes that were to meet at {where} did not all come within "
+            f"{timeout.total_seconds():g} s: start the command on every machine, with the same address and port"
+        ) from error
     _check_topology(accelerator)
     set_seed(seed, device_specific=True)
     return accelerator

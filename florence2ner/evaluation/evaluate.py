@@ -22,6 +22,7 @@ from florence2ner.data.order import deal
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import EVAL_FOLDER, SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
+from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.errors import UserError
@@ -70,11 +71,12 @@ class _BatchResult:
 
 
 @quiet_transformers()
+@lost_process_in_one_line(lambda: "start the same command again")
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model on a folder of captioned images, and print the metrics and some captions.
 
     Every process must call this; each gets the whole result. Raises UserError for a dataset without captioned images, a
-    model that can't be loaded and an output that can't be written.
+    model that can't be loaded, an output that can't be written and a process that was lost.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     display = Display(is_main=accelerator.is_main_process)

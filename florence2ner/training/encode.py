@@ -121,7 +121,6 @@ def _encode(
     """
     accelerator = context.accelerator
     dtype = _DTYPES[context.config.feature_cache_dtype]
-    queue = WorkQueue(accelerator, f"encode-{next(_rounds)}")
     unreadable: dict[ImageRef, str] = {}
     samples = [Sample(image, "") for chunk in chunks for image in chunk]
     starts = [sum(map(len, chunks[:i])) for i in range(len(chunks))]
@@ -141,7 +140,11 @@ def _encode(
     loader = SequentialLoader(samples, captioner.processor, remaining(), text=False, workers=context.workers)
     being_stored: deque[Future[int]] = deque()
     captioner.eval()
-    with context.display.bar("encoding", total=len(samples)) as bar:
+    patience = context.config.process_timeout
+    with (
+        WorkQueue(accelerator, f"encode-{next(_rounds)}", patience=patience) as queue,
+        context.display.bar("encoding", total=len(samples)) as bar,
+    ):
 
         def show(more: int) -> None:
             # Processes on machines with caches of their own encode the same images: the count may exceed the total.
@@ -163,7 +166,7 @@ def _encode(
                 show(stored.result())
         # No collective operation: where machines have caches of their own, one may have nothing to do while another
         # encodes for hours.
-        queue.wait_for_all(meanwhile=lambda: show(0), patience=context.config.process_timeout)
+        queue.wait_for_all(meanwhile=lambda: show(0))
         show(0)
     return {image: reason for found in gather_object([unreadable]) for image, reason in found.items()}
 

@@ -1,7 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +12,13 @@ from florence2ner.data.batch import Window
 from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
 from florence2ner.engine.checkpoint import TrainState, list_checkpoints
-from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, is_lost_process
+from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import build_trackers, start_trackers
-from florence2ner.errors import Interrupted, UserError
+from florence2ner.errors import Interrupted
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.training.context import Context
@@ -51,8 +50,11 @@ def train(config: TrainConfig) -> Path:
     is in use, a full disk, a process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
     """
     start = find_start(config)
-    context = _join_processes(config, start)
-    with ExitStack() as stack:
+    with (
+        lost_process_in_one_line(lambda: _how_to_go_on(config), timeout=config.process_timeout),
+        ExitStack() as stack,
+    ):
+        context = _join_processes(config, start)
         captioner = build_model(context, start)
         parameters = count_parameters(captioner.model)
         data = build_data(config, start.split, captioner, processes=context.accelerator.num_processes)
@@ -84,8 +86,7 @@ def train(config: TrainConfig) -> Path:
             validation=Validation(context, state, timetable, captioner, samples.eval, features),
             checkpoints=checkpoints,
         )
-        with _one_clear_line(context):
-            run.go(loader, step)
+        run.go(loader, step)
     assert checkpoints.last is not None
     context.display.say(f"done: {checkpoints.last}")
     return checkpoints.last
@@ -220,18 +221,6 @@ def _open_run(context: Context, start: Start, data: TrainData, parameters: Param
     )
 
 
-@contextmanager
-def _one_clear_line(context: Context) -> Iterator[None]:
-    """A context manager that turns the loss of another process into a UserError that says how to resume."""
-    try:
-        yield
-    except Exception as error:
-        config = context.config
-        if context.accelerator.num_processes > 1 and is_lost_process(error):
-            # From the disk: a save may have been interrupted after it had put its checkpoint in place.
-            newest = next(reversed(list_checkpoints(config.run_dir)), None)
-            raise UserError(
-                "lost contact with another process, which was killed, failed or fell silent for "
-                f"{config.process_timeout} s; {resume_command(config, newest)}"
-            ) from error
-        raise
+def _how_to_go_on(config: TrainConfig) -> str:
+    # From the disk: a save may have been interrupted after it had put its checkpoint in place.
+    return resume_command(config, next(reversed(list_checkpoints(config.run_dir)), None))

@@ -1,6 +1,7 @@
-"""What the processes of a run must agree on."""
+"""What the processes of a run must agree on, and what they say when one of them is lost."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from florence2ner import TrainConfig
 from florence2ner.demo import draw_dataset
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import Running, free_port, launched
+from tests.support import large, wait_until_open, write
 
 
 def on_two_machines(
@@ -58,3 +60,57 @@ def test_a_run_folder_that_another_machine_cannot_see_is_refused(
         assert "can't see the folder runs/run of process 0: choose an --output-dir that all mac" in process.stderr
     for rank in range(2):
         assert {path.name for path in (tmp_path / str(rank)).iterdir()} == {"data", "run.yaml"}
+
+
+def assert_one_clear_line(running: Running, killed: int, go_on: str) -> None:
+    """Kill a process of two, and look at what the other says about it."""
+    running.signal(signal.SIGKILL, killed)
+    running.wait()
+    other = 1 - killed
+    said = running.stderr_of(other)
+    assert running.code(killed) == -signal.SIGKILL
+    assert running.code(other) == 2, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if "error" in line)
+    assert line.startswith("error: lost contact with another process, which was killed, failed or fell silent")
+    assert go_on in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_an_evaluation_with_one_line(
+    start: Start, trained_model: Path, shapes: Path, tmp_path: Path, killed: int
+) -> None:
+    data = large(tmp_path / "data", shapes, 4)
+    flags = ("--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
+    running = start("florence2ner", "eval", "--model-name", trained_model, "--dataset-path", data, *flags, processes=2)
+    wait_until_open(running, killed, *data.glob("*.png"))
+    assert_one_clear_line(running, killed, "; start the same command again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_a_training_that_is_still_encoding_with_one_line(
+    make_config: MakeConfig, start: Start, shapes: Path, tmp_path: Path, killed: int
+) -> None:
+    data = large(tmp_path / "data", shapes, 6)
+    config = make_config(dataset_path=data, train_batch_size=1, encode_batch_size=1, process_timeout=5)
+    running = start("florence2ner", "train", "--config", write(config, tmp_path), processes=2)
+    while not list((tmp_path / "features").glob("*/??/*")):  # the first feature
+        assert running.poll() is None, running.stderr
+    assert_one_clear_line(running, killed, " for 5 s; there is no checkpoint yet: start the same command again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_a_captioning_with_one_line_when_all_else_is_captioned(
+    start: Start, trained_model: Path, shapes: Path, tmp_path: Path, killed: int
+) -> None:
+    images = sorted(large(tmp_path / "data", shapes, 6).glob("*.png"))
+    flags = ("--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry", "--caption-extension", ".new")
+    command = ("caption", *images, "--model-name", trained_model, *flags)
+    running = start("tests.programs.impatient", 5, *command, processes=2)
+    wait_until_open(running, killed, *images)
+    assert_one_clear_line(running, killed, "; the same command goes on with the rest")
+    if killed == 1:  # process 0 keeps the store, without which nothing goes on
+        assert 0 < len(list((tmp_path / "data").glob("*.new"))) < 6

@@ -1,4 +1,4 @@
-"""What the launcher tells: processes that do not see each other, and a precision that nobody chose."""
+"""What the launcher starts and tells: processes that do not meet, and a precision that nobody chose."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 from florence2ner.engine.checkpoint import list_checkpoints
 from florence2ner.engine.runtime import precision_note
 from tests.conftest import MakeConfig, Start
+from tests.programs.starting import free_port, launched
 from tests.support import write
 
 
@@ -43,3 +44,15 @@ def test_float32_on_a_gpu_that_is_fast_at_bf16_is_named_where_nobody_asked_for_i
     assert ("add --mixed-precision bf16" in (note or "")) == noted
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert precision_note(asked) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes_is_one_line(
+    make_config: MakeConfig, start: Start, tmp_path: Path, rank: int
+) -> None:
+    file = write(make_config(process_timeout=2), tmp_path)
+    run = start("florence2ner", "train", "--config", file, **launched(rank, 2, port := free_port(), machines=2)).wait()
+    assert run.returncode == 2, run.stderr
+    assert f"error: the 2 processes that were to meet at 127.0.0.1:{port} did not all come within 2 s" in run.stderr
+    assert "Traceback" not in run.stderr

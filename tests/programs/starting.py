@@ -57,10 +57,17 @@ class Running:
         assert self.poll(timeout) is not None, f"still running after {timeout} s: {self.stderr}"
         return self
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to each process and to those that it started, as a terminal does."""
-        for pid in self.pids:
-            os.killpg(pid, number)
+    def signal(self, number: signal.Signals, *ranks: int) -> None:
+        """Send a signal to all processes, or to those of `ranks`, and to what they started, as a terminal does."""
+        for rank in ranks or range(len(self.pids)):
+            os.killpg(self.pids[rank], number)
+
+    def code(self, rank: int) -> int | None:
+        """The exit code of a process once all have ended."""
+        return self._codes[rank]
+
+    def stderr_of(self, rank: int) -> str:
+        return self._streams[rank][1].read_text()
 
     def close(self) -> None:
         for connection in self._connections:

@@ -1,6 +1,5 @@
 """Runs with the feature cache: the same weights as without it, and each image encoded once."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from florence2ner.model.inputs import Features, Pixels
 from florence2ner.model.vision import VisionEncoder
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import free_port, launched
-from tests.support import finish, weights, write
+from tests.support import finish, large, weights, write
 
 
 @pytest.fixture
@@ -152,25 +151,12 @@ def test_a_feature_lost_on_the_way_is_computed_again(make_config: MakeConfig, tm
     assert not any(path.exists() for path in files)  # the next run makes them anew
 
 
-@pytest.fixture
-def large_images(shapes: Path, tmp_path: Path) -> Path:
-    """A dataset that takes long to encode, since decoding does: captioned images of 36 million pixels."""
-    folder = tmp_path / "large"
-    folder.mkdir()
-    file = io.BytesIO()
-    Image.new("RGB", (6000, 6000), "red").save(file, "png")
-    for number in range(24):
-        shutil.copy(shapes / f"{number:04d}.txt", folder)
-        # What comes after the end of a PNG is not looked at, but makes it another file.
-        (folder / f"{number:04d}.png").write_bytes(file.getvalue() + bytes([number]))
-    return folder
-
-
 @pytest.mark.slow
 def test_a_process_with_a_full_cache_waits_for_one_that_encodes_for_longer_than_the_timeout(
-    make_config: MakeConfig, start: Start, large_images: Path, tmp_path: Path
+    make_config: MakeConfig, start: Start, shapes: Path, tmp_path: Path
 ) -> None:
-    common = {"dataset_path": large_images, "feature_cache": "disk", "encode_batch_size": 1, "eval_steps": None}
+    data = large(tmp_path / "data", shapes, 24)
+    common = {"dataset_path": data, "feature_cache": "disk", "encode_batch_size": 1, "eval_steps": None}
     train(make_config(run_name="first", feature_cache_dir=tmp_path / "0" / "features", **common))
     (tmp_path / "1").mkdir()
     file = write(make_config(feature_cache_dir="features", process_timeout=5, **common), tmp_path)
