@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from florence2ner.engine.collectives import is_lost_process
 from florence2ner.engine.deepspeed import accelerator_class
 from florence2ner.engine.sharding import check_fsdp_version
 from florence2ner.errors import UserError
+
+
+@dataclass
+class _DDPOptions(DistributedDataParallelKwargs):  # type: ignore[misc]  # Accelerate has no types
+    """Accelerate's options of DDP, and one that it doesn't know yet; the older name of that one is deprecated."""
+
+    forward_sync_buffers: bool | None = None
 
 
 def make_accelerator(
@@ -47,10 +55,7 @@ def make_accelerator(
             mixed_precision=precision,
             log_with=list(log_with) or None,
             project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timeout),
-            ],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:
         if "precision" not in str(error):
@@ -65,6 +70,8 @@ def make_accelerator(
             f"{timeout.total_seconds():g} s: start the command on every machine, with the same address and port"
         ) from error
     _check_topology(accelerator)
+    # The buffers (position tables, mean and deviation of pixels) are constant: no forward pass has to broadcast them.
+    accelerator.ddp_handler = _DDPOptions(gradient_as_bucket_view=True, forward_sync_buffers=False)
     set_seed(seed, device_specific=True)
     return accelerator
 

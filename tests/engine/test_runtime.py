@@ -56,3 +56,10 @@ def test_a_process_that_never_comes_is_one_line(
     assert run.returncode == 2, run.stderr
     assert f"error: the 2 processes that were to meet at 127.0.0.1:{port} did not all come within 2 s" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_a_pass_exchanges_gradients_and_nothing_else(start: Start, tiny_model: Path, shapes: Path) -> None:
+    run = start("tests.programs.forward", tiny_model, shapes, processes=2).wait()
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["gloo:all_reduce"] * 2, "the buffers are constant: nobody needs to be told them"
