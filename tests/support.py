@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def wait_until_open(running: Running, rank: int, *files: Path) -> None:
             with suppress(OSError):  # closed meanwhile
                 if os.readlink(descriptor) in paths:
                     return
+
+
+def assert_one_clear_line(running: Running, killed: int, go_on: str) -> None:
+    """Kill a process of two, and look at what the other says about it."""
+    running.signal(signal.SIGKILL, killed)
+    running.wait()
+    other = 1 - killed
+    said = running.stderr_of(other)
+    assert running.code(killed) == -signal.SIGKILL
+    assert running.code(other) == 2, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if "error" in line)
+    assert line.startswith("error: lost contact with another process, which was killed, failed or fell silent")
+    assert go_on in line
 
 
 def plan(*paths: Path, **settings: Any) -> CaptionPlan:

@@ -84,14 +84,31 @@ def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int 
     watch = Watch(worker.config.paths, (image for image, _ in plan.todo))
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
-        found: CaptionPlan | int | None = None
-        if worker.accelerator.is_main_process:
-            new = watch.wait(worker.signals.wait)
-            found = make_plan(worker.config, *new) if new else worker.signals.received
-        (found,) = broadcast_object_list([found])
-        assert found is not None
+        (found,) = broadcast_object_list([_await_round(worker, watch)])
         stopped_by = worker.caption(found) if isinstance(found, CaptionPlan) else found
     return stopped_by
+
+
+def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
+    """Wait until there are new images or a signal. Returns a plan or the signal in the main process, else None.
+
+    No collective operation, which would give up after a while: the main process looks for images, the others for word
+    from it. Any of them may be the one that gets the signal.
+    """
+    signals = worker.signals
+    with WorkQueue(worker.accelerator, f"watch-{next(_rounds)}") as queue:
+        if not worker.accelerator.is_main_process:
+            queue.wait_until(lambda: queue.get("over") > 0, meanwhile=lambda: signals.tell(queue))
+            return None
+
+        def pause(seconds: float) -> bool:
+            queue.wait_until(lambda: signals.tell(queue) is not None, limit=seconds)
+            return signals.told(queue) is not None
+
+        new = watch.wait(pause)
+        found = make_plan(worker.config, *new) if new else signals.told(queue)
+        queue.add("over")
+        return found
 
 
 @dataclass
@@ -171,14 +188,12 @@ class _Worker:
                 self._note(plan, batch, records)
                 queue.add("done", len(batch.indices))
                 show()
-                if self.signals.received and queue.add("signals") == 1:
-                    queue.add("stop", self.signals.received)
-                return queue.get("stop") > 0
+                return self.signals.tell(queue) is not None
 
             run_loop(loader, partial(self._step, plan), after_step)
             queue.wait_for_all(meanwhile=show)
         self.seconds += time.perf_counter() - start
-        return queue.get("stop") or None
+        return self.signals.told(queue)
 
     def _step(self, plan: CaptionPlan, window: Window) -> list[Record]:
         """The answers about those images of a batch that could be read."""

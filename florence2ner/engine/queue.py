@@ -41,6 +41,8 @@ class WorkQueue:
         self._rank = accelerator.process_index
         self._patience = patience
         self._over = threading.Event()
+        self._listened = 0.0
+        self._heard: dict[int, tuple[int, float]] = {}  # by rank: the signs of life so far, and when that many were new
 
     def __enter__(self) -> Self:
         if self._store is not None:
@@ -75,7 +77,7 @@ class WorkQueue:
         while (first := self.add("claimed", size) - size) < total:
             yield list(range(first, min(first + size, total)))
 
-    def wait_for_all(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def wait_for_all(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Return when every process has called this. Until then, `meanwhile` is called about ten times a second.
 
         This may take as long as it likes, while all live. Raises DistError where one is lost.
@@ -84,31 +86,33 @@ class WorkQueue:
         self.wait_until(lambda: self.get("arrived") > len(self._others), meanwhile)
 
     def wait_until(
-        self, condition: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None, limit: float = math.inf
+        self, condition: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None, limit: float = math.inf
     ) -> None:
         """Return when `condition` is true, or after `limit` seconds. Until then, both functions are called repeatedly.
 
         All processes must be in this queue's `with` for as long as one of them waits here. Raises DistError where one
         has left it with an exception, or gives no sign of life.
         """
-        start = looked = time.monotonic()
-        beats = dict.fromkeys(self._others, (-1, start))  # how many each has given, and when that was last seen to grow
-        while not condition() and (now := time.monotonic()) - start < limit:
+        start = time.monotonic()
+        while not condition() and time.monotonic() - start < limit:
             if self.get("failed"):
                 raise DistError("another process failed")
-            if now - looked > _BEAT:
-                looked = now
-                beats = {rank: self._listen(rank, *before) for rank, before in beats.items()}
+            self._listen()
             meanwhile()
             time.sleep(min(_POLL, limit))
 
-    def _listen(self, rank: int, count: int, since: float) -> tuple[int, float]:
-        """The number of signs of life of a process, and when it was first seen, given what was seen before."""
-        if (new := self.get(f"beats of {rank}")) != count:
-            return new, time.monotonic()
-        if time.monotonic() - since > self._patience:
-            raise DistError(f"no sign of life of process {rank} for {self._patience:g} s")
-        return count, since
+    def _listen(self) -> None:
+        """Raise DistError where a process has given no sign of life since `patience` seconds ago, or longer."""
+        now = time.monotonic()
+        if now - self._listened < _BEAT:
+            return
+        self._listened = now
+        for rank in self._others:
+            before, since = self._heard.get(rank, (-1, now))
+            beats = self.get(f"beats of {rank}")
+            if beats == before and now - since > self._patience:
+                raise DistError(f"no sign of life of process {rank} for {self._patience:g} s")
+            self._heard[rank] = (beats, since if beats == before else now)
 
     def _beat(self, store: Store) -> None:
         with suppress(DistError):  # without a store, nobody looks for signs of life, and the main thread notices it too

@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
+from florence2ner.engine.queue import WorkQueue
+
 # On Ctrl-C the terminal signals every process, and the launcher then signals its processes once more: a second signal
 # within this many seconds of the first counts as the same one.
 _SAME_WISH = 1.0
-_GLANCE = 0.2  # seconds between two checks while waiting
 
 
 class StopSignals:
@@ -44,13 +45,6 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep for some seconds, or until a signal comes. Returns whether one has come by then."""
-        end = time.monotonic() + seconds
-        while self.received is None and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _GLANCE))
-        return self.received is not None
-
     def agreed(self, accelerator: Accelerator) -> int | None:
         """The signal that any of the processes has received (the highest number of several), or None.
 
@@ -58,3 +52,21 @@ class StopSignals:
         """
         here = torch.tensor([self.received or 0], device=accelerator.device)
         return int(accelerator.gather(here).max()) or None
+
+    def tell(self, queue: WorkQueue) -> int | None:
+        """Tell the other processes, by counters of a queue, of the signal that this one has received, if any.
+
+        Returns the signal that was told first. Unlike with `agreed`, nobody is waited for: of the same signal, one
+        process may learn later than another. See `told`.
+        """
+        if self.received and queue.add("signals") == 1:
+            queue.add("signal", self.received)
+        return self.told(queue)
+
+    @staticmethod
+    def told(queue: WorkQueue) -> int | None:
+        """The signal that any process has told by `tell`. The same in all, when all have called that for the last time.
+
+        That is what `WorkQueue.wait_for_all` ensures.
+        """
+        return queue.get("signal") or None

@@ -1,7 +1,6 @@
 """What the processes of a run must agree on, and what they say when one of them is lost."""
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from florence2ner import TrainConfig
 from florence2ner.demo import draw_dataset
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import Running, free_port, launched
-from tests.support import large, wait_until_open, write
+from tests.support import assert_one_clear_line, large, wait_until_open, write
 
 
 def on_two_machines(
@@ -60,20 +59,6 @@ def test_a_run_folder_that_another_machine_cannot_see_is_refused(
         assert "can't see the folder runs/run of process 0: choose an --output-dir that all mac" in process.stderr
     for rank in range(2):
         assert {path.name for path in (tmp_path / str(rank)).iterdir()} == {"data", "run.yaml"}
-
-
-def assert_one_clear_line(running: Running, killed: int, go_on: str) -> None:
-    """Kill a process of two, and look at what the other says about it."""
-    running.signal(signal.SIGKILL, killed)
-    running.wait()
-    other = 1 - killed
-    said = running.stderr_of(other)
-    assert running.code(killed) == -signal.SIGKILL
-    assert running.code(other) == 2, said
-    assert "Traceback" not in said
-    (line,) = (line for line in said.splitlines() if "error" in line)
-    assert line.startswith("error: lost contact with another process, which was killed, failed or fell silent")
-    assert go_on in line
 
 
 @pytest.mark.slow

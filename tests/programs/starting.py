@@ -38,6 +38,8 @@ class Running:
         self._streams = [(folder / f"{rank}.out", folder / f"{rank}.err") for rank in range(len(requests))]
         self._connections = []
         for request, (out, err) in zip(requests, self._streams, strict=True):
+            out.touch()
+            err.touch()
             client = socket.socket(socket.AF_UNIX)
             client.connect(os.environ[ADDRESS])
             self._connections.append(Connection(client.detach()))
