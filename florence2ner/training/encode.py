@@ -69,11 +69,15 @@ def _open_cache(context: Context, captioner: Captioner, directory: Path, images:
     dtype = _DTYPES[context.config.feature_cache_dtype]
     fingerprint = fingerprint_of(vision.weights(), vision.facts(), dtype, accelerator.mixed_precision)
     problem, found = "", {}
-    try:
-        cache = FeatureCache(directory, fingerprint)
-        found = cache.identify(images[accelerator.process_index :: accelerator.num_processes])
-    except UserError as error:
-        problem = str(error)
+    patience = context.config.process_timeout
+    with WorkQueue(accelerator, f"identify-{next(_rounds)}", patience=patience) as queue:
+        try:
+            cache = FeatureCache(directory, fingerprint)
+            found = cache.identify(images[accelerator.process_index :: accelerator.num_processes])
+        except UserError as error:
+            problem = str(error)
+        # New files are read as a whole, for hours where there are many: longer than a collective operation may take.
+        queue.wait_for_all()
     everywhere = gather_object([(problem, found)])
     if problem := next((problem for problem, _ in everywhere if problem), ""):
         raise UserError(problem)
