@@ -46,8 +46,8 @@ class WorkQueue:
 
     def __enter__(self) -> Self:
         if self._store is not None:
-            # By a connection of its own: the other one is blocked while its user waits for an answer.
-            threading.Thread(target=self._beat, args=(self._store.clone(),), daemon=True).start()
+            # By the connection that there is: a clone would try to connect to a store that is gone, for a whole day.
+            threading.Thread(target=self._beat, args=(self._store,), daemon=True).start()
         return self
 
     def __exit__(
