@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,17 @@ def wait_until_open(running: Running, rank: int, *files: Path) -> None:
                     return
 
 
-def assert_one_clear_line(running: Running, killed: int, go_on: str) -> None:
-    """Kill a process of two, and look at what the other says about it."""
-    running.signal(signal.SIGKILL, killed)
-    running.wait()
+def assert_one_clear_line(running: Running, killed: int, go_on: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Kill a process of two, or stop it for a while, and look at what the other says about it."""
     other = 1 - killed
+    running.signal(number, killed)
+    end = time.monotonic() + 120
+    while running.code(other) is None:
+        running.poll(0.1)
+        assert time.monotonic() < end, f"it still waits: {running.stderr}"
+    if number != signal.SIGKILL:
+        running.signal(signal.SIGKILL, killed)
+    running.wait()
     said = running.stderr_of(other)
     assert running.code(killed) == -signal.SIGKILL
     assert running.code(other) == 2, said

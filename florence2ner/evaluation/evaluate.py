@@ -1,5 +1,6 @@
 """Evaluates a model on captioned images: the loss per token, and generated captions against the references."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from florence2ner.data.split import EVAL_FOLDER, SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
+from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, write_text
@@ -34,6 +36,8 @@ from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Encoded, Pixels, Text
 from florence2ner.model.tasks import find_task
+
+_rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,10 @@ def evaluate_samples(
     loader = SequentialLoader(samples, captioner.processor, batches, workers=workers, features=features)
     results: list[_BatchResult] = []
     captioner.eval()
-    with display.bar("evaluating", total=len(batches)) as bar:
+    with (
+        WorkQueue(accelerator, f"evaluate-{next(_rounds)}") as queue,
+        display.bar("evaluating", total=len(batches)) as bar,
+    ):
 
         def after_step(window: Window, result: _BatchResult) -> bool:
             results.append(result)
@@ -157,6 +164,7 @@ def evaluate_samples(
             return give_up()
 
         run_loop(loader, step, after_step)
+        queue.wait_for_all()  # by signs of life: captions of one process may take long, another may be lost
     gathered = gather_object([(results, give_up())])
     if any(gave_up for _, gave_up in gathered):
         return None

@@ -1,6 +1,7 @@
 """What the processes of a run must agree on, and what they say when one of them is lost."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,15 +63,16 @@ def test_a_run_folder_that_another_machine_cannot_see_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_an_evaluation_with_one_line(
-    start: Start, trained_model: Path, shapes: Path, tmp_path: Path, killed: int
+@pytest.mark.parametrize(("lost", "by"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_process_that_is_killed_or_falls_silent_ends_an_evaluation_with_one_line(
+    start: Start, trained_model: Path, shapes: Path, tmp_path: Path, lost: int, by: signal.Signals
 ) -> None:
     data = large(tmp_path / "data", shapes, 4)
     flags = ("--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
-    running = start("florence2ner", "eval", "--model-name", trained_model, "--dataset-path", data, *flags, processes=2)
-    wait_until_open(running, killed, *data.glob("*.png"))
-    assert_one_clear_line(running, killed, "; start the same command again")
+    command = ("eval", "--model-name", trained_model, "--dataset-path", data, *flags)
+    running = start("tests.programs.impatient", 5, *command, processes=2)
+    wait_until_open(running, lost, *data.glob("*.png"))
+    assert_one_clear_line(running, lost, "; start the same command again", by)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command line with little patience: `python -m tests.programs.impatient SECONDS ARGS`, for `caption`.
+"""The command line with little patience: `python -m tests.programs.impatient SECONDS ARGS`, for `caption` and `eval`.
 
 So long may a collective operation take, and so long may a process give no sign of life.
 """
@@ -6,6 +6,7 @@ So long may a collective operation take, and so long may a process give no sign 
 import sys
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 
 from florence2ner import cli
 from florence2ner.captioning import worker
@@ -13,7 +14,8 @@ from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.runtime import make_accelerator
 
 if __name__ == "__main__":
+    evaluate = import_module("florence2ner.evaluation.evaluate")
     seconds = float(sys.argv.pop(1))
     worker.make_accelerator = partial(make_accelerator, timeout=timedelta(seconds=seconds))
-    worker.WorkQueue = partial(WorkQueue, patience=seconds)
+    worker.WorkQueue = evaluate.WorkQueue = partial(WorkQueue, patience=seconds)
     cli.main()
