@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from florence2ner.display import hide_lines_of_deepspeed
 from florence2ner.engine.checkpoint import (
     Retention,
     TrainState,
@@ -28,6 +29,7 @@ from florence2ner.model.checkpoints.loading import load_model, save_model
 
 def main(model_dir: Path, run_dir: Path, tries: int) -> None:
     torch.set_num_threads(1)
+    hide_lines_of_deepspeed()
     accelerator = make_accelerator("no", seed=0)
     model, processor = load_model(model_dir)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -30,11 +30,11 @@ def test_a_processor_decodes_by_itself(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "processes", "expected"), [(16, 1, 8), (16, 4, 4), (6, 2, 3), (2, 8, 1), (None, 1, 1)]
+    ("cores", "processes", "expected"), [(16, 1, 8), (16, 4, 4), (6, 2, 3), (2, 8, 1), (1, 1, 1)]
 )
 def test_a_gpu_has_its_share_of_the_cores_and_locked_memory(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, cores: int | None, processes: int, expected: int
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, expected: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert workers(make_config, "cuda") == Workers(expected, None, True)
