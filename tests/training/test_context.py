@@ -29,9 +29,7 @@ def test_a_processor_decodes_by_itself(make_config: MakeConfig) -> None:
     assert workers(make_config, "cpu") == Workers(0, None, False)
 
 
-@pytest.mark.parametrize(
-    ("cores", "processes", "expected"), [(16, 1, 8), (16, 4, 4), (6, 2, 3), (2, 8, 1), (1, 1, 1)]
-)
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(16, 1, 8), (16, 4, 4), (6, 2, 3), (2, 8, 1), (1, 1, 1)])
 def test_a_gpu_has_its_share_of_the_cores_and_locked_memory(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, expected: int
 ) -> None:

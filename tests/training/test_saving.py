@@ -55,6 +55,7 @@ def test_the_weights_are_written_once_where_the_layout_holds_them_to_the_bit(
     assert load_model(last)[0].config.model_type == "florence2"
 
 
+@pytest.mark.slow
 def test_a_process_that_took_its_tower_back_saves_with_the_others(
     make_config: MakeConfig, start: Start, tmp_path: Path
 ) -> None:
