@@ -194,11 +194,14 @@ def _convert(
         Literal["native", "original"],
         typer.Option(help="native: for transformers' own class. original: for tools that use Microsoft's code."),
     ],
+    dtype: Annotated[
+        Literal["keep", "fp32", "fp16", "bf16"], typer.Option(help="Type of the weights; keep: as they are.")
+    ] = "keep",
 ) -> None:
     """Convert a Florence-2 between Microsoft's original layout and the native one, and check the result."""
     from florence2ner.model.checkpoints.loading import convert
 
-    convert(source, destination, layout=layout)
+    convert(source, destination, layout=layout, dtype=dtype)
 
 
 @app.command("demo")

@@ -16,6 +16,7 @@ from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.model.build import Frozen, load_captioner
 from florence2ner.model.captioner import Captioner
+from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
 from florence2ner.training.context import Context
@@ -24,9 +25,12 @@ from florence2ner.training.step import UpdateStep, token_losses
 
 
 def build_model(context: Context, start: Start) -> Captioner:
-    """Load the model to train, on its device and frozen as the settings say."""
+    """Load the model to train, on its device and frozen as the settings say.
+
+    Raises UserError as `load_model` does, and for a model that the layout to export can't hold.
+    """
     config, accelerator = context.config, context.accelerator
-    return load_captioner(
+    captioner = load_captioner(
         start.model_name,
         attn_implementation=config.attn_implementation,
         device=accelerator.device,
@@ -37,6 +41,9 @@ def build_model(context: Context, start: Start) -> Captioner:
         # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
         channels_last=not uses_deepspeed(accelerator) and (config.freeze_vision or not is_sharded(accelerator)),
     )
+    if config.export_layout == "original":
+        check_original(captioner.model, captioner.processor)
+    return captioner
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -10,18 +11,21 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
-from transformers import AutoProcessor, Florence2ForConditionalGeneration, Florence2Processor
+from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
-from florence2ner.model.checkpoints.files import one_line, weight_files
+from florence2ner.model.checkpoints.files import one_line, read_state_dict, weight_files
+from florence2ner.model.checkpoints.native import load_native, save_native
 from florence2ner.model.checkpoints.original import is_original, load_original, save_original
 
 Layout = Literal["native", "original"]
+Precision = Literal["keep", "fp32", "fp16", "bf16"]
 
 # What is downloaded from a hub repository: no Python files, and pickled weights only where there are no safetensors.
 _HUB_FILES = ("*.json", "merges.txt", "model*.safetensors")
 _HUB_PICKLES = ("pytorch_model*.bin",)
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOLERANCE = 1e-4  # of a saved copy's logits, relative to the model's largest logit
 
 
@@ -56,7 +60,7 @@ def load_model(
     there is no such model, and when a weight is missing, unexpected, of another shape or unreadable.
     """
     directory = _locate(str(name_or_path))
-    load = load_original if is_original(directory) else _load_native
+    load = load_original if is_original(directory) else load_native
     model, processor = load(directory, dtype=dtype, attn_implementation=attn_implementation)
     return model.to(device or "cpu").eval(), processor
 
@@ -77,13 +81,10 @@ def save_model(
     or the logits differ. Only one process may call this.
     """
     try:
-        if layout == "original":
-            save_original(model, processor, directory, weights=weights)
-        else:
-            once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # tied weights too
-            only = weights and {name: weight for name, weight in weights.items() if name in once}
-            model.save_pretrained(directory, state_dict=only)
-            processor.save_pretrained(directory)
+        save = save_original if layout == "original" else save_native
+        save(model, processor, directory, weights=weights)
+        for path in directory.glob("*.safetensors"):
+            shutil.copymode(directory / "config.json", path)  # safetensors lets nobody but the owner read it
         if weights is None:
             _check(model, directory)
     except BaseException:
@@ -92,14 +93,16 @@ def save_model(
 
 
 @quiet_transformers()
-def convert(source: str, destination: Path, *, layout: Layout) -> None:
+def convert(source: str, destination: Path, *, layout: Layout, dtype: Precision = "keep") -> None:
     """Write the model `source` (a directory or a hub id, in either layout) to a new directory, in the layout given.
 
-    Raises UserError when the destination exists, and as `load_model` and `save_model` do.
+    The weights are cast to `dtype`; "keep" is the widest of those that the source has. Raises UserError when the
+    destination exists, and as `load_model` and `save_model` do.
     """
     if destination.exists():
         raise UserError(f"{destination} exists already: name a new folder")
-    model, processor = load_model(source)
+    directory = _locate(source)
+    model, processor = load_model(directory, dtype=_DTYPES.get(dtype) or _stored_dtype(directory))
     unfinished = destination.with_name(f".{destination.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     save_model(model, processor, unfinished, layout=layout)
@@ -122,23 +125,10 @@ def _locate(name: str) -> Path:
     return directory
 
 
-def _load_native(
-    directory: Path, *, dtype: torch.dtype | None, attn_implementation: str
-) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
-    try:
-        model, report = Florence2ForConditionalGeneration.from_pretrained(
-            directory, dtype=dtype or torch.float32, attn_implementation=attn_implementation, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(directory, backend="pil")
-    except Exception as error:  # damaged files can raise anything
-        raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
-    problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(problems.values()):  # transformers initialises missing weights at random and only warns
-        text = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:4])}" for kind, keys in problems.items() if keys)
-        raise UserError(f"the weights in {directory} do not fit its config.json: {text}")
-    if not isinstance(processor, Florence2Processor):
-        raise UserError(f"{directory} holds the processor of another model: copy it from the model's source")
-    return model, processor
+def _stored_dtype(directory: Path) -> torch.dtype:
+    """The narrowest dtype that holds all floating-point weights of a model's files exactly."""
+    kinds = {tensor.dtype for tensor in read_state_dict(directory).values() if tensor.is_floating_point()}
+    return reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 
 @torch.no_grad()

@@ -127,22 +127,7 @@ def save_original(
     are written one by one: for an atomic result, give a temporary directory and rename it.
     Raises UserError, before anything is written, for what the original's code can't express.
     """
-    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    vocab_size = _restore_mask_token(tokenizer)
-    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
-    # Merges as strings: tokenizers before 0.20, which users of the original have, can't read pairs.
-    tokenizer["model"]["merges"] = merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-    files: dict[str, dict[str, Any]] = {
-        "config.json": native_to_original_config(model, vocab_size=vocab_size),
-        "generation_config.json": {"num_beams": 3, "early_stopping": False},
-        "preprocessor_config.json": _preprocessor_config(processor),
-        "tokenizer.json": tokenizer,
-        "vocab.json": vocab,
-        "tokenizer_config.json": {
-            "model_max_length": processor.tokenizer.model_max_length,
-            "tokenizer_class": "BartTokenizer",
-        },
-    }
+    vocab_size, files = _describe(model, processor)
     tensors = {original_name(name): tensor.detach() for name, tensor in (weights or model.state_dict()).items()}
     # Under all names: the original's from_pretrained leaves the head random when a safetensors file has only `shared`,
     # and other loaders look for one or another of them. Cloned, since safetensors refuses tensors that share memory.
@@ -153,9 +138,38 @@ def save_original(
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    merges = files["tokenizer.json"]["model"]["merges"]
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def check_original(model: Florence2ForConditionalGeneration, processor: Florence2Processor) -> None:
+    """Raise UserError where `save_original` would, for what the original's code can't express."""
+    _describe(model, processor)
+
+
+def _describe(
+    model: Florence2ForConditionalGeneration, processor: Florence2Processor
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The number of tokens, and the content of the JSON files by name. Raises UserError for what can't be expressed."""
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    vocab_size = _restore_mask_token(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    # Merges as strings: tokenizers before 0.20, which users of the original have, can't read pairs.
+    tokenizer["model"]["merges"] = merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    files = {
+        "config.json": native_to_original_config(model, vocab_size=vocab_size),
+        "generation_config.json": {"num_beams": 3, "early_stopping": False},
+        "preprocessor_config.json": _preprocessor_config(processor),
+        "tokenizer.json": tokenizer,
+        "vocab.json": vocab,
+        "tokenizer_config.json": {
+            "model_max_length": processor.tokenizer.model_max_length,
+            "tokenizer_class": "BartTokenizer",
+        },
+    }
+    return vocab_size, files
 
 
 def _preprocessor_config(processor: Florence2Processor) -> dict[str, Any]:
@@ -264,12 +278,15 @@ def _native_weights(
     }
 
 
-def _restore_mask_token(tokenizer: dict[str, Any]) -> int:
+def _restore_mask_token(tokenizer: dict[str, Any], *, rows: int) -> int:
     """Undo `processing.build_tokenizer` in the JSON state of a Rust tokenizer; return the number of tokens left.
 
-    Raises UserError when there are tokens after `<image>`, whose ids would change.
+    `rows` is the number of rows of the embedding: a token without one, such as the second `<mask>` that transformers
+    4.57 appends when it saves, is left out. Raises UserError when there are others after `<image>`, whose ids would
+    change.
     """
-    vocab, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]
+    vocab = tokenizer["model"]["vocab"]
+    added = [token for token in tokenizer["added_tokens"] if token["id"] < rows]
     if _MASK_TOKEN not in {*vocab, *(token["content"] for token in added)}:
         # <mask> was renamed. Give it an entry in the vocabulary in any case, since vocab.json alone must have its id.
         vocab[_MASK_TOKEN] = next(token["id"] for token in added if token["content"] == IMAGE_TOKEN)
