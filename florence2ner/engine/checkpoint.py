@@ -18,6 +18,7 @@ from accelerate.utils.constants import RNG_STATE_NAME
 from florence2ner.engine.collectives import all_or_none
 from florence2ner.engine.deepspeed import check_state
 from florence2ner.errors import UserError
+from florence2ner.files import write_text
 
 STATE_FOLDER, STATE_FILE = "state", "train_state.json"
 LATEST, BEST = "latest", "best"
@@ -89,11 +90,24 @@ def save_checkpoint(
         raise
     if accelerator.is_main_process:
         _link(run_dir / LATEST, final)
-        if state.best_step is not None and (best := run_dir / f"{_PREFIX}{state.best_step}").exists():
-            _link(run_dir / BEST, best)
+        _link_best(run_dir, state)
         _prune(run_dir, retention, {state.step, *([state.best_step] if state.best_step else [])})
     accelerator.wait_for_everyone()
     return final
+
+
+def amend_checkpoint(accelerator: Accelerator, checkpoint: Path, state: TrainState) -> None:
+    """Replace the `TrainState` of a complete checkpoint, atomically, by one of the same step.
+
+    Every process must call this. Raises UserError where the file can't be written.
+    """
+
+    def amend() -> None:
+        if accelerator.is_main_process:
+            write_text(checkpoint / STATE_FOLDER / STATE_FILE, _to_json(state))
+            _link_best(checkpoint.parent, state)
+
+    all_or_none(accelerator, amend)
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -207,7 +221,7 @@ def _write(
 
     def put_in_place() -> None:
         if accelerator.is_main_process:
-            (unfinished / STATE_FOLDER / STATE_FILE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            (unfinished / STATE_FOLDER / STATE_FILE).write_text(_to_json(state), encoding="utf-8")
             _flush(unfinished)
             unfinished.rename(final)
             _flush_file(final.parent)
@@ -249,6 +263,15 @@ def _discard(directory: Path, through: Path | None = None) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)  # `sweep` removes what is left, such as a file that is open over NFS
+
+
+def _to_json(state: TrainState) -> str:
+    return json.dumps(asdict(state), indent=1)
+
+
+def _link_best(run_dir: Path, state: TrainState) -> None:
+    if state.best_step is not None and (best := run_dir / f"{_PREFIX}{state.best_step}").exists():
+        _link(run_dir / BEST, best)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from torch import nn
 
-from florence2ner.engine.checkpoint import Retention, TrainState, list_checkpoints, save_checkpoint
+from florence2ner.engine.checkpoint import (
+    Retention,
+    TrainState,
+    amend_checkpoint,
+    checkpoint_step,
+    list_checkpoints,
+    save_checkpoint,
+)
 from florence2ner.engine.collectives import check_same_weights
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
@@ -55,3 +62,13 @@ class Checkpoints:
                 with_weights=config.export_layout != "native",
             )
         return self.last
+
+    def amend(self, state: TrainState) -> None:
+        """Bring the newest checkpoint up to `state`, of the same step. Every process must call this.
+
+        Where this folder has none of that step, as when the run goes on from another run's checkpoint, one is written.
+        """
+        if self.last is not None and checkpoint_step(self.last) == state.step:
+            amend_checkpoint(self._context.accelerator, self.last, state)
+        else:
+            self.save(state)

@@ -106,8 +106,14 @@ class _Run:
     checkpoints: Checkpoints
 
     def go(self, loader: TrainLoader, step: UpdateStep) -> None:
-        """Evaluate before the first update, if that is asked for or still due, then run the loop."""
-        if self.state.evaluation_due or (self.context.config.eval_before_training and not self.state.step):
+        """Evaluate before the first update, if that is asked for or still due, then run the loop.
+
+        Raises what `after_update` raises.
+        """
+        if self.state.evaluation_due:
+            if self._is_over_after_late_evaluation():
+                return
+        elif self.context.config.eval_before_training and not self.state.step:
             self._evaluate()
         self.model.train()
         self.progress.start_clock()
@@ -138,6 +144,20 @@ class _Run:
         self.progress.start_clock()
         return over
 
+    def _is_over_after_late_evaluation(self) -> bool:
+        """Do the evaluation that a signal prevented before this run was resumed. Returns whether it ends the run.
+
+        Raises Interrupted where another signal comes meanwhile.
+        """
+        self._evaluate()
+        if self.state.evaluation_due:
+            signal = self.signals.agreed(self.context.accelerator)
+            assert signal is not None
+            raise self._interrupted(signal)
+        if over := self._is_patience_over():
+            self.checkpoints.amend(self.state)
+        return over
+
     def _evaluate(self) -> None:
         """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
@@ -153,9 +173,10 @@ class _Run:
 
     def _interrupted(self, signal: int) -> Interrupted:
         last = self.checkpoints.last
+        saved = f", saved in {last}" if last else ""  # not where another run's checkpoint was to be evaluated first
         return Interrupted(
-            f"stopped by signal {signal} after update {self.state.step} of {self.timetable.total_steps}, saved in "
-            f"{last}; {resume_command(self.context.config, last)}",
+            f"stopped by signal {signal} after update {self.state.step} of {self.timetable.total_steps}{saved}; "
+            f"{resume_command(self.context.config, last)}",
             signal=signal,
         )
 
