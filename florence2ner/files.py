@@ -1,21 +1,24 @@
 """Writing files: atomically, with locks between processes, and with backups of what the user had."""
 
+import errno
 import hashlib
 import os
 import shutil
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import SEEK_END, RawIOBase
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from florence2ner.errors import UserError
 
 UNFINISHED = ".unfinished"  # how names of temporary files end
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # of a file system without locks, as some mounts of Lustre
 _STALE = 60.0  # seconds; a write takes milliseconds, so an older temporary file was left by a process that was killed
 
 
@@ -103,6 +106,44 @@ def lock(path: Path) -> FileLock:
 def remove_lock(path: Path) -> None:
     """Remove the file of `lock(path)`. To be called when no process of this run writes any more."""
     Path(lock(path).lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(path: Path, fix: str) -> Iterator[None]:
+    """A context manager that keeps `path`, a file or folder that may not exist yet, for this process alone.
+
+    All that call this obey it, on every machine that shares the folder. When the holder dies, the system frees it. The
+    lock is a hidden file beside `path`, which goes at the end; so do folders that were made for it and are empty then.
+    Raises UserError, which ends in `fix`, where another process holds `path`, and where no lock can be made.
+    """
+    file = path.with_name(f".{path.name}.in-use")
+    made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
+
+    def sign(descriptor: int) -> None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    held = FileLock(file, blocking=False, on_acquired=sign)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        holder = ""
+        with suppress(OSError):  # it may end just now
+            holder = file.read_text(encoding="utf-8", errors="replace")
+        raise UserError(f"{path} is in use by {holder or 'another process'}: {fix}") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise UserError(f"can't lock {path} ({error.strerror or error}): {fix}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        held.release()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def append_text(path: Path, text: str) -> None:

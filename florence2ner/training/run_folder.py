@@ -2,6 +2,7 @@
 
 import secrets
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from florence2ner.engine import launcher
 from florence2ner.engine.checkpoint import TrainState, find_resume_point, holds_weights, load_train_state, sweep
 from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
 from florence2ner.errors import UserError
-from florence2ner.files import check_writable, write_text
+from florence2ner.files import check_writable, hold, write_text
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
 _FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other")
@@ -35,15 +36,25 @@ class Start:
     notes: list[str] = field(default_factory=list)  # lines for the user
 
 
+def hold_run_folder(config: TrainConfig) -> AbstractContextManager[None]:
+    """A context manager that keeps the run folder for this run alone, over all machines that share it.
+
+    Only the main process enters it. Raises UserError where the folder can't be written to or another run holds it.
+    """
+    if not launcher.is_main():
+        return nullcontext()
+    check_writable(config.run_dir, "choose another --output-dir")
+    return hold(config.run_dir, "wait until that run ends, stop it, or choose another --run-name")
+
+
 def find_start(config: TrainConfig) -> Start:
     """Find out from settings and files what a run starts from; changes nothing on the disk.
 
-    Raises UserError for what would fail later: a run folder that is in use or can't be written to, a checkpoint that
-    can't be resumed from or doesn't fit the settings, a cache folder that can't be written to, and a dataset with
-    nothing to train or evaluate on.
+    Raises UserError for what would fail later: a run folder that has checkpoints already, a checkpoint that can't be
+    resumed from or doesn't fit the settings, a cache folder that can't be written to, and a dataset with nothing to
+    train or evaluate on.
     """
     checkpoint = find_resume_point(config.resume, config.run_dir)
-    check_writable(config.run_dir, "choose another --output-dir")
     if config.feature_cache == "disk":
         check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:

@@ -31,6 +31,7 @@ from florence2ner.training.run_folder import (
     contents,
     count_updates,
     find_start,
+    hold_run_folder,
     open_run_folder,
     resume_command,
     why_it_is_over,
@@ -49,11 +50,12 @@ def train(config: TrainConfig) -> Path:
     Every process must call this. Raises UserError for what the user can mend (no dataset, no model, a run folder that
     is in use, a full disk, a process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
     """
-    start = find_start(config)
     with (
+        hold_run_folder(config),
         lost_process_in_one_line(lambda: _how_to_go_on(config), timeout=config.process_timeout),
         ExitStack() as stack,
     ):
+        start = find_start(config)
         context = _join_processes(config, start)
         captioner = build_model(context, start)
         parameters = count_parameters(captioner.model)

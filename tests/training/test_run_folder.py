@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner import TrainConfig, UserError, train
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.checkpoint import checkpoint_step, list_checkpoints
 from florence2ner.errors import Interrupted
 from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import ColdStart, MakeConfig, Start
@@ -238,6 +239,32 @@ def stopped(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> TrainCo
     config = make_config(max_steps=1, eval_steps=None, run_name="stopped")
     train(config)
     return config
+
+
+def test_a_second_start_is_told_who_holds_the_run_and_a_kill_frees_it(
+    make_config: MakeConfig, start: Start, tmp_path: Path
+) -> None:
+    config = make_config(epochs=500, save_steps=1, eval_steps=None, dataloader_workers=2, output_dir=tmp_path / "runs")
+    write(config, tmp_path)
+    train_run = ("florence2ner", "train", "--config", "run.yaml")
+    first = start(*train_run)
+    while not list_checkpoints(config.run_dir):
+        assert first.poll(0.01) is None, first.stderr
+    settings = (config.run_dir / "config.yaml").read_bytes()
+    for flags in ([], ["--resume", "latest"]):
+        second = start(*train_run, "--seed", "9", *flags).wait()
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        assert f"runs/run is in use by process {first.pids[0]} on {socket.gethostname()}: wait until that run" in line
+    assert (config.run_dir / "config.yaml").read_bytes() == settings
+    assert first.poll() is None, first.stderr
+
+    os.kill(first.pids[0], signal.SIGKILL)  # not the workers that it started
+    first.wait()
+    step = checkpoint_step(list_checkpoints(config.run_dir)[-1])
+    again = start(*train_run, "--resume", "latest", "--max-steps", step + 1).wait()
+    assert again.returncode == 0, again.stderr
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run"}
 
 
 @pytest.mark.parametrize(
