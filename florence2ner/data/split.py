@@ -1,22 +1,17 @@
-"""Splits a dataset into samples to train on and samples held out for evaluation, and reads split.json back."""
+"""Splits a dataset into samples to train on and samples held out for evaluation."""
 
-import json
 import os
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from florence2ner.data.formats import CAPTION_EXTENSION, readable_images
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.samples import Discovery, Sample
 from florence2ner.errors import UserError
 
-SPLIT_FILE = "split.json"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
-_ROOT, _TRAIN, _EVAL = "dataset_path", "train", "eval"  # keys of the file
 
 
 @dataclass(frozen=True)
@@ -77,45 +72,6 @@ def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence
     if not kept.train or (split.eval and not kept.eval):
         raise UserError(f"every caption is longer than the {limit} tokens that the model can write: shorten them")
     return kept
-
-
-def split_to_json(split: Split, root: Path) -> str:
-    """The content of split.json: the dataset's folder, and the keys of both kinds of images. `read_split` reads it."""
-    names = {
-        _ROOT: str(root.resolve()),
-        _TRAIN: [sample.image.key for sample in split.train],
-        _EVAL: [sample.image.key for sample in split.eval],
-    }
-    text = json.dumps(names, indent=1, ensure_ascii=False) + "\n"
-    # Python has lone surrogates for bytes of a file name that are not UTF-8; a UTF-8 file can hold them only escaped.
-    return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
-
-
-def read_split(path: Path, read_sample: Callable[[str], Sample]) -> Split:
-    """The split that a run wrote to `path`; `read_sample` returns the sample for an image's key.
-
-    Raises UserError when the file is not a split, and what `read_sample` raises.
-    """
-    names = _read(path)
-    return Split(tuple(map(read_sample, names[_TRAIN])), tuple(map(read_sample, names[_EVAL])))
-
-
-def images_trained_on(path: Path) -> set[Path]:
-    """Paths of the images that the run with this split file trained on. Raises UserError when it is not a split."""
-    names = _read(path)
-    return {Path(names[_ROOT], key) for key in names[_TRAIN]}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        names: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if names.keys() >= {_ROOT, _TRAIN, _EVAL}:
-            return names
-    except (ValueError, AttributeError):
-        pass
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
-    raise UserError(f"{path} doesn't hold the split of a run, or that of another version: start a new run")
 
 
 def _hold_out(samples: tuple[Sample, ...], ratio: float, seed: int) -> Split:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class TrainState:
     best_value: float | None = None  # the best metric of all evaluations, for early stopping
     evaluation_due: bool = False  # this step's evaluation is still to be done, because a signal came first
     evaluations_since_best: int = 0
+    unreadable: list[str] = field(default_factory=list)  # keys of images that could not be read so far
     processes: int = 1
     precision: str = "no"  # of autocast: what the setting "auto" came to
     global_batch: int = 0  # samples per update; with the seed, it determines the order of the data

@@ -21,7 +21,8 @@ from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
 from florence2ner.data.samples import Sample
-from florence2ner.data.split import EVAL_FOLDER, SPLIT_FILE, images_trained_on
+from florence2ner.data.split import EVAL_FOLDER
+from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
@@ -59,6 +60,7 @@ class Evaluation:
     samples: int  # number of samples that could be read
     tokens: int  # number of their label tokens
     captions: tuple[Row, ...]  # in the order of the samples
+    unreadable: tuple[str, ...] = ()  # keys of images that could not be read and are left out
 
     def figures(self) -> dict[MetricName, float]:
         """The metrics to log, by name, without those that are None."""
@@ -72,6 +74,7 @@ class _BatchResult:
     tokens: int
     samples: int
     predictions: tuple[tuple[int, str], ...]  # (index of the sample, generated caption)
+    unreadable: tuple[int, ...]  # indices of samples whose image could not be read
 
 
 @quiet_transformers()
@@ -202,7 +205,8 @@ class _EvaluationStep:
             wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
             answers = self._write(type(images)(images.values[wanted]), batch.text, wanted) if wanted else []
         predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
-        return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.valid), tuple(predictions))
+        unreadable = tuple(index for index, _ in batch.failures)
+        return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.valid), tuple(predictions), unreadable)
 
     def _write(self, images: Encoded, text: Text, rows: list[int]) -> list[Generated]:
         mask = None if text.attention_mask is None else text.attention_mask[rows]
@@ -225,6 +229,7 @@ def _summarise(results: Sequence[_BatchResult], samples: Sequence[Sample]) -> Ev
         samples=sum(result.samples for result in results),
         tokens=tokens,
         captions=rows,
+        unreadable=tuple(samples[i].image.key for result in results for i in result.unreadable),
     )
 
 

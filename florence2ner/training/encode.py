@@ -2,9 +2,10 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,10 +32,17 @@ _STORED_BEHIND = 2  # most batches that wait to be stored while others are encod
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
-def fill_cache(
-    context: Context, captioner: Captioner, samples: Sequence[Sample], stack: ExitStack
-) -> FeatureSource | None:
-    """Encode the samples' images that are not in the feature cache yet; return the cache, or None where there is none.
+@dataclass(frozen=True)
+class Filled:
+    """The feature cache as a run begins, and what was learnt about the images while it was filled."""
+
+    features: FeatureSource | None = None  # None: there is no cache
+    digests: Mapping[str, str] = field(default_factory=dict)  # of image files, by the images' keys
+    unreadable: Collection[str] = ()  # keys of images that can't be read
+
+
+def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample], stack: ExitStack) -> Filled:
+    """Encode the samples' images that are not in the feature cache yet.
 
     Every process must call this. A cache in memory is removed when `stack` is closed. Images for which the cache has no
     room are encoded during training; if there are none, and every image can be read, the vision tower is offloaded.
@@ -43,7 +51,7 @@ def fill_cache(
     """
     config, accelerator = context.config, context.accelerator
     if config.feature_cache == "off" or not config.freeze_vision:
-        return None
+        return Filled()
     directory = _directory(config, accelerator, stack)
     images = sorted({sample.image for sample in samples}, key=lambda image: image.key)
     try:
@@ -53,11 +61,12 @@ def fill_cache(
             raise
         if accelerator.is_main_process:
             context.display.warn(f"{error}; going on without, images are encoded in every epoch")
-        return None
-    everything_is_there = _fill(context, captioner, cache, images)
-    if everything_is_there:  # an unreadable image becomes a blank picture, which the tower must encode
+        return Filled()
+    left, unreadable = _fill(context, captioner, cache, images)
+    if not (left or unreadable):  # an unreadable image becomes a blank picture, which the tower must encode
         captioner.vision.offload()
-    return FeatureSource(cache.load, captioner.vision.encoded_type)
+    features = FeatureSource(cache.load, captioner.vision.encoded_type)
+    return Filled(features, cache.digests, [image.key for image in unreadable])
 
 
 def _open_cache(context: Context, captioner: Captioner, directory: Path, images: Sequence[ImageRef]) -> FeatureCache:
@@ -86,8 +95,13 @@ def _open_cache(context: Context, captioner: Captioner, directory: Path, images:
     return cache
 
 
-def _fill(context: Context, captioner: Captioner, cache: FeatureCache, images: Sequence[ImageRef]) -> bool:
-    """Encode the images that the cache lacks, as far as it has room. Returns whether it then holds all of `images`."""
+def _fill(
+    context: Context, captioner: Captioner, cache: FeatureCache, images: Sequence[ImageRef]
+) -> tuple[int, Collection[ImageRef]]:
+    """Encode the images that the cache lacks, as far as it has room.
+
+    Returns how many it has no place for in some process, and those of `images` that can't be read.
+    """
     config, accelerator, display = context.config, context.accelerator, context.display
     # The last bits of a feature depend on the batch in which it is encoded. So the batches depend on the images only,
     # not on what is cached or which process encodes, and are always encoded as a whole.
@@ -112,7 +126,7 @@ def _fill(context: Context, captioner: Captioner, cache: FeatureCache, images: S
         display.warn(
             f"{left} images have no place in the feature cache {cache.directory} and are encoded in every epoch"
         )
-    return not (left or unreadable)
+    return left, unreadable
 
 
 def _encode(

@@ -42,7 +42,10 @@ class Progress:
         self._unlogged.append(update)
         for batch in window.batches:
             for index, reason in batch.failures:
-                self._context.display.warn(f"{self._samples[index].image} is skipped: {reason}")
+                image = self._samples[index].image
+                self._context.display.warn(f"{image} is skipped: {reason}")
+                if image.key not in state.unreadable:
+                    state.unreadable.append(image.key)
         state.skipped_updates += update.skipped
         if update.suspects:
             self._count_bad(update)

@@ -2,6 +2,7 @@
 
 import secrets
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,9 @@ from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.layouts.pairs import read_sample
 from florence2ner.data.order import DataOrder
-from florence2ner.data.split import SPLIT_FILE, Split, discover_split, read_split, split_to_json
+from florence2ner.data.split import Split, discover_split
+from florence2ner.data.split_file import SPLIT_FILE, Contents, read_split, split_to_json
+from florence2ner.display import name_some
 from florence2ner.engine import launcher
 from florence2ner.engine.checkpoint import TrainState, find_resume_point, holds_weights, load_train_state, sweep
 from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
@@ -33,6 +36,7 @@ class Start:
     checkpoint: Path | None  # None: a new run
     state: TrainState
     split: Split
+    before: Contents | None = None  # what images and captions were when the run began; None: it begins now
     notes: list[str] = field(default_factory=list)  # lines for the user
 
 
@@ -60,7 +64,7 @@ def find_start(config: TrainConfig) -> Start:
     if checkpoint is None:
         ratio = config.eval_split_ratio if config.eval_steps else None
         split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
-        return Start(config.model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, found.report())
+        return Start(config.model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=found.report())
 
     for name in (SPLIT_FILE, SETTINGS_FILE):
         if not (checkpoint.parent / name).is_file():
@@ -70,11 +74,13 @@ def find_start(config: TrainConfig) -> Start:
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
     read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt)
-    split = read_split(checkpoint.parent / SPLIT_FILE, read)
+    split, before = read_split(checkpoint.parent / SPLIT_FILE, read, unreadable=state.unreadable)
+    if changed := before.changed_captions(split):
+        notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
     # the weights then, and the model to load them into is the one that the run started from.
     model_name = config.model_name if holds_weights(checkpoint) else str(checkpoint)
-    return Start(model_name, checkpoint, state, split, notes)
+    return Start(model_name, checkpoint, state, split, before, notes)
 
 
 def check_same_run(start: Start, order: DataOrder, *, processes: int, precision: str) -> list[str]:
@@ -139,14 +145,28 @@ def why_it_is_over(config: TrainConfig, start: Start, total_steps: int) -> str |
     return None
 
 
-def contents(split: Split) -> list[list[tuple[str, tuple[str, ...]]]]:
+def images_that_changed(start: Start, digests: Mapping[str, str]) -> str | None:
+    """A warning where images are not what they were when the run began, else None.
+
+    `digests` are those of the feature cache, by key, where there is one.
+    """
+    changed = start.before.changed_images(start.split, digests) if start.before else []
+    return f"{len(changed)} images have changed since the run began: {_of_another_run(changed)}" if changed else None
+
+
+def _of_another_run(names: Sequence[str]) -> str:
+    return f"{name_some(names)}; it ends with other weights than it would have"
+
+
+def keys_and_captions(split: Split) -> list[list[tuple[str, tuple[str, ...]]]]:
     """The keys and captions of the train and eval samples, for `check_equal`."""
     return [[(sample.image.key, sample.captions) for sample in part] for part in (split.train, split.eval)]
 
 
-def open_run_folder(config: TrainConfig, start: Start) -> None:
+def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str]) -> None:
     """Make the run folder, write config.yaml and split.json, and clean up what a killed run left. Main process only.
 
+    `digests` are those of the feature cache, by the images' keys, as far as there are any.
     Lines of metrics.jsonl after the resumed step are removed. Raises UserError where the folder can't be written to.
     """
     run_dir = config.run_dir
@@ -167,7 +187,8 @@ def open_run_folder(config: TrainConfig, start: Start) -> None:
     }
     settings = config.model_copy(update=absolute | {"resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
-    write_text(run_dir / SPLIT_FILE, split_to_json(start.split, config.dataset_path))
+    contents = start.before or Contents.of(start.split, digests)
+    write_text(run_dir / SPLIT_FILE, split_to_json(start.split, config.dataset_path, contents))
 
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:

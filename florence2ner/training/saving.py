@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from torch import nn
 
 from florence2ner.engine.checkpoint import (
@@ -41,6 +42,7 @@ class Checkpoints:
         Raises UserError when the disk is full.
         """
         accelerator, config = self._context.accelerator, self._context.config
+        state.unreadable = sorted({key for keys in gather_object([state.unreadable]) for key in keys})
         if accelerator.num_processes > 1 and not is_sharded(accelerator):
             check_same_weights(accelerator, self._captioner)
         with self._captioner.as_loaded():

@@ -1,5 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,10 +29,11 @@ from florence2ner.training.run_folder import (
     Start,
     check_same_run,
     check_warmup,
-    contents,
     count_updates,
     find_start,
     hold_run_folder,
+    images_that_changed,
+    keys_and_captions,
     open_run_folder,
     resume_command,
     why_it_is_over,
@@ -65,16 +67,17 @@ def train(config: TrainConfig) -> Path:
             assert start.checkpoint is not None
             return start.checkpoint
         warmup = check_warmup(config, start, data.total_steps)
-        features = fill_cache(context, captioner, data.drawn(), stack)
+        filled = fill_cache(context, captioner, data.drawn(), stack)
         signals = StopSignals()
         step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
-        loader = build_loader(context, captioner, data, features, first=start.state.step)
+        loader = build_loader(context, captioner, data, filled.features, first=start.state.step)
         stack.enter_context(signals)
-        _open_run(context, start, data, parameters, stack)
+        _open_run(context, start, data, parameters, filled.digests, stack)
         if warmup:
             context.display.warn(warmup)
 
         state, samples = start.state, data.split
+        state.unreadable = sorted({*state.unreadable, *filled.unreadable})
         timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
         checkpoints = Checkpoints(context, captioner, step.model, state.step if start.checkpoint else None)
@@ -85,7 +88,7 @@ def train(config: TrainConfig) -> Path:
             signals=signals,
             model=step.model,
             progress=Progress(context, state, samples.train, bar, checkpoints),
-            validation=Validation(context, state, timetable, captioner, samples.eval, features),
+            validation=Validation(context, state, timetable, captioner, samples.eval, filled.features),
             checkpoints=checkpoints,
         )
         run.go(loader, step)
@@ -202,7 +205,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         clip_grad_norm=config.clip_grad_norm,
     )
     display = Display(is_main=accelerator.is_main_process)
-    facts = {"configuration": config, "dataset": contents(start.split), "checkpoint": start.state.step}
+    facts = {"configuration": config, "dataset": keys_and_captions(start.split), "checkpoint": start.state.step}
     check_equal(accelerator, facts)
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes = accelerator.num_processes
@@ -219,13 +222,25 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     return Context(config, accelerator, display)
 
 
-def _open_run(context: Context, start: Start, data: TrainData, parameters: ParameterCount, stack: ExitStack) -> None:
-    """Make the run folder, start the trackers (`stack` finishes them) and print what is going to be done."""
+def _open_run(
+    context: Context,
+    start: Start,
+    data: TrainData,
+    parameters: ParameterCount,
+    digests: Mapping[str, str],
+    stack: ExitStack,
+) -> None:
+    """Make the run folder, start the trackers (`stack` finishes them) and print what is going to be done.
+
+    `digests` are those of the feature cache.
+    """
     config, accelerator, display = context.config, context.accelerator, context.display
 
     def open_folder() -> None:
         if accelerator.is_main_process:
-            open_run_folder(config, start)
+            if changed := images_that_changed(start, digests):
+                display.warn(changed)
+            open_run_folder(config, start, digests)
 
     all_or_none(accelerator, open_folder)
     settings = config.model_dump(mode="json")

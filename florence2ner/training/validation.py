@@ -65,6 +65,7 @@ class Validation:
             return
         step = self._state.step
         self._state.evaluation_due = False
+        self._state.unreadable = sorted({*self._state.unreadable, *result.unreadable})
         accelerator.log(result.figures(), step=step)
         display.say(f"step {step}: eval loss {result.loss:.4f}, perplexity {result.perplexity:.3f}")
         for row in result.captions[:_SHOWN]:

@@ -156,7 +156,7 @@ class Ours(Contestant):
         shutil.rmtree(self.config.feature_cache_dir, ignore_errors=True)
         self.captioner.vision.restore()
         with ExitStack() as stack:
-            self.features = fill_cache(self.context, self.captioner, self.samples, stack)
+            self.features = fill_cache(self.context, self.captioner, self.samples, stack).features
         self.epoch()
 
     def epoch(self) -> None:

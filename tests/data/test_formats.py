@@ -15,7 +15,8 @@ from florence2ner.data.formats import discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.layouts.pairs import discover_samples, read_sample
 from florence2ner.data.samples import ImageRef
-from florence2ner.data.split import discover_split, read_split, split_to_json
+from florence2ner.data.split import discover_split
+from florence2ner.data.split_file import Contents, read_split, split_to_json
 from florence2ner.display import Display
 from florence2ner.files import write_text
 from tests.conftest import ROOT
@@ -129,8 +130,10 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "\\udce9.png is skipped" in shown
     assert "ü 日本 🙂.png" in shown
     split, _ = discover_split(root, "<CAPTION>", eval_ratio=0.3, seed=0)
-    write_text(tmp_path / "split.json", split_to_json(split, root))
-    assert read_split(tmp_path / "split.json", partial(read_sample, root, task_prompt="<CAPTION>")) == split
+    contents = Contents.of(split, {})
+    write_text(tmp_path / "split.json", split_to_json(split, root, contents))
+    read = partial(read_sample, root, task_prompt="<CAPTION>")
+    assert read_split(tmp_path / "split.json", read) == (split, contents)
 
 
 def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner import TrainConfig, UserError, train
-from florence2ner.engine.checkpoint import checkpoint_step, list_checkpoints
+from florence2ner.engine.checkpoint import checkpoint_step, list_checkpoints, load_train_state
 from florence2ner.errors import Interrupted
 from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import ColdStart, MakeConfig, Start
@@ -265,6 +266,47 @@ def test_a_second_start_is_told_who_holds_the_run_and_a_kill_frees_it(
     again = start(*train_run, "--resume", "latest", "--max-steps", step + 1).wait()
     assert again.returncode == 0, again.stderr
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"feature_cache": "off"}, {"freeze_vision": False}], ids=str)
+def test_an_image_that_was_never_readable_may_be_gone_later(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    photos = tmp_path / "photos"
+    ends = {}
+    for name in ("kept", "gone"):
+        shutil.copytree(shapes, photos, dirs_exist_ok=True)
+        (photos / "0003.png").write_bytes(b"broken")
+        run = partial(make_config, dataset_path=photos, run_name=name, epochs=3, **settings)
+        stopped = train(run(max_steps=3))
+        assert load_train_state(stopped).unreadable == ["0003.png"]
+        if name == "gone":
+            (photos / "0003.png").unlink()
+            (photos / "0003.txt").unlink()
+        ends[name] = train(run(max_steps=5, resume="latest"))
+    assert_same_bits(ends["kept"], ends["gone"])
+
+
+def test_what_a_resumed_run_misses_is_refused_and_what_changed_is_said(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(shapes, photos)
+    run = partial(make_config, dataset_path=photos, eval_steps=None, resume="latest")
+    train(run(max_steps=3))  # every image once
+    (photos / "0001.txt").write_text("another caption")
+    picture = (photos / "0002.png").read_bytes()
+    (photos / "0002.png").write_bytes(picture[:-1] + bytes([picture[-1] ^ 1]))  # as long as before
+    (photos / "0003.png").rename(tmp_path / "0003.png")
+    with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*/0003.png; bring them back"):
+        train(run(max_steps=4))
+    (tmp_path / "0003.png").rename(photos / "0003.png")
+    capsys.readouterr()
+    for steps in (4, 5):  # with each resume
+        train(run(max_steps=steps))
+        said = capsys.readouterr().err
+        assert "1 captions have changed since the run began: 0001.png; it ends with other weights than it would" in said
+        assert "warning: 1 images have changed since the run began: 0002.png; it ends with other" in said
 
 
 @pytest.mark.parametrize(

@@ -31,18 +31,18 @@ def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None
 
 
 def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
-    """The sample with this key, with its caption as it is now, for a run that is resumed.
+    """The sample with this key, with its caption as it is now, for a run that is resumed: without any if that is gone.
 
-    Raises UserError when image or caption is gone, or the caption can't be read.
+    The image may be gone too. Raises UserError where the caption can't be read.
     """
     image = root / key
     usual = image.with_suffix(CAPTION_EXTENSION)
     # Finding .TXT or .Txt takes a listing of the folder, which is slow: only where there is no .txt.
     others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
     for path in (usual, *others):
-        if path.suffix.lower() == CAPTION_EXTENSION and path.is_file() and image.is_file():
+        if path.suffix.lower() == CAPTION_EXTENSION and path.is_file():
             return Sample(ImageRef(key, image), task_prompt, (_read_caption(path),))
-    raise UserError(f"{image} or its caption is gone, but the run that is resumed used it: bring it back")
+    return Sample(ImageRef(key, image), task_prompt)
 
 
 def read_captions(root: Path) -> list[str]:

@@ -1,0 +1,76 @@
+"""What split.json remembers of a run's images and captions, and what is said when they are others later."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from florence2ner.data.layouts.pairs import discover_samples, read_sample
+from florence2ner.data.split import Split
+from florence2ner.data.split_file import Contents, images_trained_on, read_split, split_to_json
+from florence2ner.errors import UserError
+from tests.data.support import put
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in "abcdef":
+        put(tmp_path / "data" / f"{name}.png", name)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def split(root: Path) -> Split:
+    samples = discover_samples(root, "<CAPTION>").samples
+    return Split(samples[:4], samples[4:])
+
+
+def test_it_holds_names_and_comes_back(root: Path, split: Split, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(split_to_json(split, root, Contents.of(split, {"a.png": "digest"})))
+    written = json.loads(file.read_text())
+    assert (written["train"], written["eval"]) == (["a.png", "b.png", "c.png", "d.png"], ["e.png", "f.png"])
+    assert images_trained_on(file) == {root / key for key in written["train"]}
+    read, contents = read_split(file, partial(read_sample, root, task_prompt="<CAPTION>"))
+    assert read == split
+    assert contents.images == {"a.png": "digest"} | {f"{n}.png": (root / f"{n}.png").stat().st_size for n in "bcdef"}
+
+
+def test_what_is_gone_is_named_together_but_for_what_was_never_readable(
+    root: Path, split: Split, tmp_path: Path
+) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(split_to_json(split, root, Contents.of(split, {})))
+    for name in ("a.png", "b.txt", "c.png", "c.txt", "e.png"):
+        (root / name).unlink()
+    read = partial(read_split, file, partial(read_sample, root, task_prompt="<CAPTION>"))
+    with pytest.raises(
+        UserError, match=r"^4 images or their captions are gone, .*a.png, .*b.png, .*c.png and 1 more; b"
+    ):
+        read()
+    with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*b.png; bring them back"):
+        read(unreadable=("a.png", "c.png", "e.png"))
+    put(root / "b.png", "b")
+    again, _ = read(unreadable=("a.png", "c.png", "e.png"))
+    assert [sample.image.key for sample in again.train] == [sample.image.key for sample in split.train]
+    assert [sample.caption for sample in again.train] == ["a", "b", "", "d"]
+
+
+def test_what_has_changed_is_told_by_digest_or_size(root: Path, split: Split) -> None:
+    digests = {"a.png": "1", "b.png": "2"}
+    before = Contents.of(split, digests)
+    assert (
+        before.changed_images(split, digests)
+        == before.changed_images(split, {})
+        == before.changed_captions(split)
+        == []
+    )
+    (root / "c.png").write_bytes((root / "c.png").read_bytes() + b" ")
+    (root / "d.png").unlink()
+    put(root / "e.png", "another")
+    now = discover_samples(root, "<CAPTION>").samples
+    later = Split(now[:3], now[3:])
+    assert before.changed_images(later, digests | {"b.png": "3"}) == ["b.png", "c.png"]
+    assert before.changed_images(later, {}) == ["c.png"], "without a cache, digests can't be compared"
+    assert before.changed_captions(later) == ["e.png"]
