@@ -1,11 +1,8 @@
 """Builds the Accelerator of a command: precision, seeds, timeout, and a check that all processes have met."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +10,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
-    ProjectConfiguration,
     set_seed,
 )
 
@@ -36,8 +32,6 @@ def make_accelerator(
     *,
     seed: int,
     timeout: timedelta = timedelta(days=1),
-    log_with: Sequence[Any] = (),
-    project_dir: Path | None = None,
 ) -> Accelerator:
     """Build the Accelerator of this process, and seed all random generators, differently in each process.
 
@@ -53,8 +47,6 @@ def make_accelerator(
     try:
         accelerator = accelerator_class()(
             mixed_precision=precision,
-            log_with=list(log_with) or None,
-            project_config=ProjectConfiguration(project_dir=project_dir and str(project_dir)),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
         )
     except ValueError as error:

@@ -18,7 +18,7 @@ from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
-from florence2ner.engine.tracking import build_trackers, start_trackers
+from florence2ner.engine.tracking import check_trackers, tracking
 from florence2ner.errors import Interrupted
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.checkpoints.loading import quiet_transformers
@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> Path:
         lost_process_in_one_line(lambda: _how_to_go_on(config), timeout=config.process_timeout),
         ExitStack() as stack,
     ):
+        check_trackers(config.log_with)
         start = find_start(config)
         context = _join_processes(config, start)
         captioner = build_model(context, start)
@@ -195,8 +196,6 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         config.mixed_precision,
         seed=config.seed,
         timeout=timedelta(seconds=config.process_timeout),
-        log_with=build_trackers(config.log_with, config.run_dir),
-        project_dir=config.run_dir,
     )
     configure_deepspeed(
         accelerator,
@@ -244,10 +243,11 @@ def _open_run(
 
     all_or_none(accelerator, open_folder)
     settings = config.model_dump(mode="json")
-    tracker_id = start.state.tracker_id
-    start_trackers(accelerator, display, config.run_dir, settings, project=config.wandb_project, tracker_id=tracker_id)
-    for tracker in accelerator.trackers:
-        stack.callback(tracker.finish)
+    run_dir, tracker_id = config.run_dir, start.state.tracker_id
+    names, project = config.log_with, config.wandb_project
+    stack.enter_context(
+        tracking(accelerator, display, run_dir, settings, log_with=names, project=project, tracker_id=tracker_id)
+    )
     if dropped := len(start.split) - len(data.split):
         display.say(
             f"{dropped} captions are longer than the {data.longest} tokens that the model can write and are left out"
