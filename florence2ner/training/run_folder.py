@@ -37,6 +37,7 @@ class Start:
     state: TrainState
     split: Split
     before: Contents | None = None  # what images and captions were when the run began; None: it begins now
+    warmup_steps: int | None = None  # of the run that is resumed
     notes: list[str] = field(default_factory=list)  # lines for the user
 
 
@@ -70,7 +71,8 @@ def find_start(config: TrainConfig) -> Start:
         if not (checkpoint.parent / name).is_file():
             raise UserError(f"can't resume from {checkpoint}: {name} of its run is not beside it")
     state = load_train_state(checkpoint)
-    notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(checkpoint, config)]
+    settings = _read_settings(checkpoint)
+    notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(settings, config)]
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
     read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt)
@@ -80,7 +82,7 @@ def find_start(config: TrainConfig) -> Start:
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
     # the weights then, and the model to load them into is the one that the run started from.
     model_name = config.model_name if holds_weights(checkpoint) else str(checkpoint)
-    return Start(model_name, checkpoint, state, split, before, notes)
+    return Start(model_name, checkpoint, state, split, before, settings["warmup_steps"], notes)
 
 
 def check_same_run(start: Start, order: DataOrder, *, processes: int, precision: str) -> list[str]:
@@ -105,34 +107,6 @@ def check_same_run(start: Start, order: DataOrder, *, processes: int, precision:
             "rounding of sums are not, so the weights are not bit-identical to those of an uninterrupted run"
         ]
     return []
-
-
-def check_warmup(config: TrainConfig, start: Start, total_steps: int) -> str | None:
-    """A warning where the run ends before the warmup does, else None.
-
-    Raises UserError instead where `warmup_steps` was set explicitly and the run is not a resumed one.
-    """
-    if config.warmup_steps < total_steps:
-        return None
-    message = (
-        f"the learning rate never reaches {config.learning_rate:g}: warmup_steps {config.warmup_steps} is not "
-        f"below the run's {total_steps} updates; lower warmup_steps or gradient_accumulation_steps, or train longer"
-    )
-    if "warmup_steps" in config.model_fields_set and start.checkpoint is None:
-        raise UserError(message)
-    return message
-
-
-def count_updates(config: TrainConfig, order: DataOrder) -> int:
-    """The number of optimizer updates of the whole run, from its very start.
-
-    Raises UserError where the length of an epoch is unknown and `max_steps` is not set.
-    """
-    if config.max_steps:
-        return config.max_steps
-    if order.updates_per_epoch is None:
-        raise UserError("nobody knows how long an epoch of this dataset is: set max_steps")
-    return config.epochs * order.updates_per_epoch
 
 
 def why_it_is_over(config: TrainConfig, start: Start, total_steps: int) -> str | None:
@@ -200,22 +174,29 @@ def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
     return f"resume with: {command}florence2ner train --config {settings} --resume latest"
 
 
-def _compare_settings(checkpoint: Path, config: TrainConfig) -> list[str]:
-    """Lines for the user about settings that changed since the checkpoint.
+def _read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint belongs to. Raises UserError where they are not complete."""
+    path = checkpoint.parent / SETTINGS_FILE
+    settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for key in (*_FIXED, "warmup_steps"):
+        if key not in settings:
+            raise UserError(f"{path} doesn't say {key}: it is damaged, or of another version; start a new run")
+    return settings
+
+
+def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Lines for the user about settings that changed since the checkpoint, whose run had those in `before`.
 
     Raises UserError where one of them can't change when a run is resumed.
     """
-    path = checkpoint.parent / SETTINGS_FILE
-    before: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     for key in _FIXED:
-        if key not in before:
-            raise UserError(f"{path} doesn't say {key}: it is damaged, or of another version; start a new run")
         if now[key] != before[key]:
             raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
+    free = {"resume"} if "warmup_steps" in config.model_fields_set else {"resume", "warmup_steps"}
     changed = [
         f"{key} {before[key]} -> {value}"
         for key, value in now.items()
-        if key in before and before[key] != value and key != "resume"
+        if key in before and before[key] != value and key not in free
     ]
     return [f"settings that changed: {', '.join(changed)}"] if changed else []

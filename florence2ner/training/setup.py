@@ -20,7 +20,8 @@ from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
 from florence2ner.training.context import Context
-from florence2ner.training.run_folder import Start, count_updates
+from florence2ner.training.length import count_updates
+from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,12 +24,11 @@ from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.training.context import Context
 from florence2ner.training.encode import fill_cache
+from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
     Start,
     check_same_run,
-    check_warmup,
-    count_updates,
     find_start,
     hold_run_folder,
     images_that_changed,
@@ -67,15 +66,19 @@ def train(config: TrainConfig) -> Path:
             context.display.say(reason)
             assert start.checkpoint is not None
             return start.checkpoint
-        warmup = check_warmup(config, start, data.total_steps)
+        check_warmup(config, data.total_steps)
+        config, cut = settle_warmup(config, start, data.total_steps)
+        context = replace(context, config=config)
         filled = fill_cache(context, captioner, data.drawn(), stack)
         signals = StopSignals()
         step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
         loader = build_loader(context, captioner, data, filled.features, first=start.state.step)
         stack.enter_context(signals)
         _open_run(context, start, data, parameters, filled.digests, stack)
-        if warmup:
-            context.display.warn(warmup)
+        if cut:
+            context.display.say(cut)
+        if advice := advise(config, start, data.order, data.total_steps):
+            context.display.say(advice)
 
         state, samples = start.state, data.split
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
@@ -211,7 +214,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     order = build_order(config, start.split.train, processes=processes)
     precision = accelerator.mixed_precision
     notes = start.notes + check_same_run(start, order, processes=processes, precision=precision)
-    check_warmup(config, start, count_updates(config, order))
+    check_warmup(config, count_updates(config, order))
     for note in notes:
         display.say(note)
     if slow := precision_note(config.mixed_precision):

@@ -379,16 +379,6 @@ def test_the_precision_that_auto_comes_to_is_what_a_resume_compares(
     assert train(make_config(**again, mixed_precision="no")).name == "step-2"
 
 
-def test_a_warmup_that_nobody_asked_for_is_only_named(
-    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The default is for long runs."""
-    given = make_config(max_steps=1, eval_steps=None)
-    config = TrainConfig(**given.model_dump(exclude={"warmup_steps"}))
-    train(config)
-    assert "warning: the learning rate never reaches 0.001: warmup_steps 50 is not" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
