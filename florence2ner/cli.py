@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -22,7 +22,6 @@ from florence2ner.errors import Interrupted, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune Florence-2 as an image captioner, measure it, and caption folders with it.",
 )
@@ -112,19 +111,27 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
     field = config.model_fields[name]
     types = get_args(field.annotation) if NoneType in get_args(field.annotation) else (field.annotation,)
     optional = NoneType in types
-    type_ = next(t for t in types if t is not NoneType)
+    type_ = _without_checks(next(t for t in types if t is not NoneType))
     common: dict[str, Any] = {"help": field.description, "rich_help_panel": config.panel_of(name)}
-    if get_args(type_)[-1:] == (Ellipsis,):  # tuple[X, ...]: a flag that repeats; the config model checks each X
-        if words := get_args(get_args(type_)[0]):
-            common |= {"metavar": "|".join(map(str, words))}
+    if get_args(type_)[-1:] == (Ellipsis,):  # tuple[X, ...]: a flag that repeats
+        inner = _without_checks(get_args(type_)[0])  # the config model checks it
+        words = get_args(inner) or (inner.__name__.lower(),)
+        common |= {"metavar": f"<{'|'.join(words)}>"}
         type_ = list[str]
+    if type_ is bool:
+        common |= {"metavar": ""}  # the flag and its --no- say it
     if config.is_positional(name):
         argument = typer.Argument(show_default=False, **common | {"metavar": name.upper()})
         return _keyword(name, Annotated[type_ | None, argument])
     if optional and type_ in (int, float):
-        common |= {"parser": _number_or_none, "metavar": f"{type_.__name__.upper()}|none"}
+        common |= {"parser": _number_or_none, "metavar": f"<{type_.__name__}|none>"}
     option = typer.Option(show_default=_shown(field.default), **common)
     return _keyword(name, Annotated[type_ | None, option])
+
+
+def _without_checks(type_: Any) -> Any:
+    """A type without the checks that the config model makes: Path of `Annotated[Path, ...]`."""
+    return get_args(type_)[0] if get_origin(type_) is Annotated else type_
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
@@ -199,9 +206,10 @@ def _convert(
     ] = "keep",
 ) -> None:
     """Convert a Florence-2 between Microsoft's original layout and the native one, and check the result."""
+    from florence2ner.engine.run_files import find_model
     from florence2ner.model.checkpoints.loading import convert
 
-    convert(source, destination, layout=layout, dtype=dtype)
+    convert(find_model(source), destination, layout=layout, dtype=dtype)
 
 
 @app.command("demo")

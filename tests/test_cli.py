@@ -1,8 +1,12 @@
 """The command line: one line for bad input, and help at once."""
 
+import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -86,6 +90,42 @@ def test_train_help_shows_every_setting(command: Start) -> None:
     assert "--no-freeze-vision" in shown
 
 
+@pytest.mark.parametrize("name", ["train", "eval", "caption", "init-model", "convert", "demo", "guide"])
+def test_help_shows_types_as_a_person_writes_them(command: Start, name: str) -> None:
+    shown = command(name, "--help", COLUMNS="300").stdout
+    types = set(re.findall(r"<[^ ]*>", shown)) - {"<CAPTION>", "<CAPTION_TO_PHRASE_GROUNDING>."}
+    assert all(re.fullmatch(r"<([\w/-]+(\|[\w/-]+)*|list\[str\])>", type_) for type_ in types), types
+    assert not re.search("Annotated|function|object at|Validator", shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("tra", {"train"}),
+        ("train --resu", {"--resume"}),
+        ("train --feature-cache-d", {"--feature-cache-dir", "--feature-cache-dtype"}),
+        ("eval --mixed-precision f", {"fp16"}),
+    ],
+)
+def test_the_shell_completes_what_was_begun(
+    cold_start: ColdStart, tmp_path: Path, words: str, completed: set[str]
+) -> None:
+    """In the shell itself, with what `--install-completion` wrote for it."""
+    programs = Path(sys.executable).parent
+    env = os.environ | {"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+    quiet: Any = {"env": env, "capture_output": True, "text": True, "timeout": 60}
+    install = subprocess.run([programs / "florence2ner", "--install-completion", "bash"], **quiet)
+    assert "completion installed" in install.stdout, install.stderr
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    line = ["florence2ner", *words.split()]
+    press_tab = (
+        f"source {script}; COMP_WORDS=({' '.join(line)}); COMP_CWORD={len(line) - 1}; "
+        "_florence2ner_completion florence2ner; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    done = subprocess.run(["bash", "-c", press_tab], **quiet)
+    assert set(done.stdout.split()) == completed, done.stderr
+
+
 OWN_LINES = {
     "train": (
         r"encoding \d+ of \d+ images, once for all",
@@ -96,8 +136,12 @@ OWN_LINES = {
         r"  prediction .*",
         r"done: .*step-2",
     ),
-    "eval": (r"note: \d+ of these \d+ images were trained on; .*",),
+    "eval": (
+        r"evaluating checkpoints/run/step-2",
+        r"note: \d+ of these \d+ images were trained on; .*",
+    ),
     "caption": (
+        r"captioning with checkpoints/run/step-2",
         r"\d+ captioned, 0 kept, 0 failed \(.* images/s\)",
         r"\d+ captions look wrong even after a second try:",
         r"  .*png: [a-z_, ]+",
@@ -110,11 +154,34 @@ OWN_LINES = {
 def test_nothing_but_our_own_lines_reaches_the_user(cold_start: ColdStart, shapes: Path, tiny_model: Path) -> None:
     """As a user starts them, with trackers that talk; a warning of what is to be removed would end the command."""
     quick = ("--max-new-tokens", 4, "--num-beams", 1)
-    run = ("--train-batch-size", 4, "--gradient-accumulation-steps", 2, "--max-steps", 2, "--warmup-steps", 0)
+    run = (
+        "--run-name",
+        "run",
+        "--train-batch-size",
+        4,
+        "--gradient-accumulation-steps",
+        2,
+        "--max-steps",
+        2,
+        "--warmup-steps",
+        0,
+    )
+    layout = ("--export-layout", "original")
     logs = ("--log-with", "wandb", "--log-with", "tensorboard", "--feature-cache-dir", "features")
-    model = ("--model-name", "checkpoints/run/latest")
+    model = ("--model-name", "checkpoints/run")
     commands = {
-        "train": ("--dataset-path", shapes, "--model-name", tiny_model, "--run-name", "run", *run, *logs, *quick),
+        "train": (
+            "--dataset-path",
+            shapes,
+            "--model-name",
+            tiny_model,
+            "--run-name",
+            "run",
+            *run,
+            *logs,
+            *layout,
+            *quick,
+        ),
         "eval": ("--dataset-path", shapes, *model, *quick),
         "caption": (shapes, *model, *quick, "--output-dir", "captions"),
     }

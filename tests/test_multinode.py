@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from tests.conftest import ColdStart, MakeConfig, Start
 from tests.programs.starting import launched
 

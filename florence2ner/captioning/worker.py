@@ -24,6 +24,7 @@ from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.memory import AdaptiveBatch
 from florence2ner.engine.queue import WorkQueue
+from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted
@@ -145,8 +146,11 @@ class _Worker:
             pin_memory=config.pin_memory,
         )
         self.seconds = 0.0  # spent on captioning, without waiting for images to appear
+        (model_name,) = broadcast_object_list([find_model(config.model_name)])  # a run may find a better one meanwhile
+        if model_name != config.model_name:
+            display.say(f"captioning with {model_name}")
         self.captioner = load_captioner(
-            config.model_name,
+            model_name,
             attn_implementation=config.attn_implementation,
             device=accelerator.device,
             dtype=autocast_dtype(accelerator),

@@ -29,7 +29,8 @@ class ModelOptions(Config):
     panel: ClassVar[str] = "Model"
 
     model_name: str = option(
-        "microsoft/Florence-2-base", "Model to start from: a local directory or a Hugging Face hub id."
+        "microsoft/Florence-2-base",
+        "Model to start from: a local directory, a Hugging Face hub id, or the folder of a run (its best checkpoint).",
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = option(
         "sdpa", "Attention kernels of transformers."

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: writing them atomically, deleting old ones, and resuming from one."""
+"""Checkpoints of a training run: writing them atomically, deleting old ones, and restoring the state from one."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +14,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel, gather_object, load
 from accelerate.utils.constants import RNG_STATE_NAME
+from accelerate.utils.other import id_tensor_storage
+from torch import Tensor
 
 from florence2ner.engine.collectives import all_or_none
 from florence2ner.engine.deepspeed import check_state
+from florence2ner.engine.run_files import (
+    BEST,
+    LATEST,
+    PREFIX,
+    STATE_FILE,
+    STATE_FOLDER,
+    TrainState,
+    checkpoint_step,
+    holds_weights,
+    list_checkpoints,
+)
 from florence2ner.errors import UserError
 from florence2ner.files import write_text
 
-STATE_FOLDER, STATE_FILE = "state", "train_state.json"
-LATEST, BEST = "latest", "best"
-_PREFIX, _UNFINISHED = "step-", ".unfinished-"
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """The progress of a training run. Only numbers and text, as it is saved as JSON beside the optimizer's state."""
-
-    step: int = 0  # optimizer updates done, skipped ones included; also the position in the data
-    samples_seen: int = 0
-    skipped_updates: int = 0  # because of a loss or gradient that was not finite
-    skipped_in_a_row: int = 0  # skipped updates since the last good one
-    unlogged_loss: float = 0.0  # sum over all label tokens since the last log line, in nats
-    unlogged_tokens: int = 0  # the number of these tokens
-    best_step: int | None = None  # the step of the checkpoint with the best metric
-    best_saved_value: float | None = None  # that checkpoint's metric
-    best_value: float | None = None  # the best metric of all evaluations, for early stopping
-    evaluation_due: bool = False  # this step's evaluation is still to be done, because a signal came first
-    evaluations_since_best: int = 0
-    unreadable: list[str] = field(default_factory=list)  # keys of images that could not be read so far
-    processes: int = 1
-    precision: str = "no"  # of autocast: what the setting "auto" came to
-    global_batch: int = 0  # samples per update; with the seed, it determines the order of the data
-    tracker_id: str = ""  # of the Weights & Biases run
+_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ def save_checkpoint(
     folder named `step-<n>` is always complete. Raises UserError, in every process, when the disk is full; earlier
     checkpoints are then untouched.
     """
-    unfinished, final = run_dir / f"{_UNFINISHED}{_PREFIX}{state.step}", run_dir / f"{_PREFIX}{state.step}"
+    unfinished, final = run_dir / f"{_UNFINISHED}{PREFIX}{state.step}", run_dir / f"{PREFIX}{state.step}"
 
     try:
         _write(accelerator, unfinished, final, state, export, with_weights=with_weights)
@@ -109,62 +98,6 @@ def amend_checkpoint(accelerator: Accelerator, checkpoint: Path, state: TrainSta
             _link_best(checkpoint.parent, state)
 
     all_or_none(accelerator, amend)
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first. All are complete."""
-    found = [path for path in run_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=checkpoint_step)
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The number of optimizer updates after which a checkpoint was written, from its directory's name."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
-
-
-def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
-    """The checkpoint to resume from, or None for a new run. `resume` is "latest", the path of a checkpoint or None.
-
-    "latest" starts a new run where there is no checkpoint yet, so that the same command works each time that a job is
-    started. Raises UserError for a path without a training state, and when `run_dir` has checkpoints of which the
-    newest is not the one to resume from: old and new ones would mix.
-    """
-    checkpoints = list_checkpoints(run_dir)
-    if resume is None or (resume == LATEST and not checkpoints):
-        checkpoint = None
-    else:
-        checkpoint = (checkpoints[-1] if resume == LATEST else Path(resume)).resolve()
-    if checkpoints and checkpoint != checkpoints[-1].resolve():
-        raise UserError(
-            f"{run_dir} already has checkpoints: add --resume latest to go on from {checkpoints[-1].name}, "
-            "choose another --run-name, or delete those after the one to go on from"
-        )
-    if checkpoint is None:
-        return None
-    if not (checkpoint / STATE_FOLDER / STATE_FILE).is_file():
-        what = "has no training state" if checkpoint.is_dir() else "does not exist"
-        raise UserError(
-            f"can't resume from {checkpoint}: it {what}; give a step-<n> folder with state/ in it "
-            "(only the newest keeps its state, unless --keep-states)"
-        )
-    return checkpoint
-
-
-def load_train_state(checkpoint: Path) -> TrainState:
-    """The `TrainState` that was saved in a checkpoint. Raises UserError where it is damaged or of another version."""
-    path = checkpoint / STATE_FOLDER / STATE_FILE
-    try:
-        return TrainState(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{path} is damaged, or of another version: start a new run with --model-name {checkpoint}"
-        ) from None
-
-
-def holds_weights(checkpoint: Path) -> bool:
-    """Whether the training state contains the weights (see `with_weights` of `save_checkpoint`)."""
-    state = checkpoint / STATE_FOLDER
-    return any(any(state.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*"))
 
 
 def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> bool:
@@ -271,7 +204,7 @@ def _to_json(state: TrainState) -> str:
 
 
 def _link_best(run_dir: Path, state: TrainState) -> None:
-    if state.best_step is not None and (best := run_dir / f"{_PREFIX}{state.best_step}").exists():
+    if state.best_step is not None and (best := run_dir / f"{PREFIX}{state.best_step}").exists():
         _link(run_dir / BEST, best)
 
 
@@ -291,7 +224,19 @@ def _leave_out_weights(models: list[Any], weights: list[Any], directory: str) ->
 
 def _unwrap_weights(models: list[Any], weights: list[dict[str, Any]], directory: str) -> None:
     """Save hook: write weights without DDP's prefix of names, so that any number of processes can load them."""
-    weights[:] = [extract_model_from_parallel(model).state_dict() for model, _ in zip(models, weights, strict=False)]
+    weights[:] = [
+        _without_copies(extract_model_from_parallel(model).state_dict())
+        for model, _ in zip(models, weights, strict=False)
+    ]
+
+
+def _without_copies(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors without second names of the same storage, as safetensors wants them.
+
+    Accelerate would drop second names too, but not in silence.
+    """
+    once = {id_tensor_storage(tensor): name for name, tensor in reversed(state_dict.items())}
+    return {name: tensor.contiguous() for name, tensor in state_dict.items() if once[id_tensor_storage(tensor)] == name}
 
 
 def _unwrap_models(models: list[Any], directory: str) -> None:

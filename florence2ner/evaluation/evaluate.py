@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +27,7 @@ from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.queue import WorkQueue
+from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, write_text
@@ -98,14 +99,17 @@ def evaluate(config: EvalConfig) -> Evaluation:
         display.say(line)
     if not found.samples:
         raise UserError(f"no image with a caption in {root}: each image needs a .txt of the same name beside it")
+    (model_name,) = broadcast_object_list([find_model(config.model_name)])  # a run that goes on may find a better one
+    if model_name != config.model_name:
+        display.say(f"evaluating {model_name}")
     captioner = load_captioner(
-        config.model_name,
+        model_name,
         attn_implementation=config.attn_implementation,
         device=accelerator.device,
         dtype=autocast_dtype(accelerator),
         compiled=config.compile,
     )
-    _warn_if_trained_on(config.model_name, found.samples, display)
+    _warn_if_trained_on(model_name, found.samples, display)
     result = evaluate_samples(
         accelerator,
         display,
@@ -124,7 +128,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if accelerator.is_main_process:
         _print(result, show=config.show)
         if config.output:
-            settings = {"model_name": config.model_name, "dataset_path": str(root)}
+            settings = {"model_name": model_name, "dataset_path": str(root)}
             write_text(config.output, json.dumps(settings | asdict(result), indent=1, ensure_ascii=False) + "\n")
     accelerator.wait_for_everyone()
     return result

@@ -5,7 +5,7 @@ import time
 from florence2ner.data.batch import Window
 from florence2ner.data.samples import Sample
 from florence2ner.display import Bar
-from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.run_files import TrainState
 from florence2ner.errors import UserError
 from florence2ner.training.context import Context
 from florence2ner.training.saving import Checkpoints

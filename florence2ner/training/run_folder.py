@@ -19,13 +19,17 @@ from florence2ner.data.split import Split, discover_split
 from florence2ner.data.split_file import SPLIT_FILE, Contents, read_split, split_to_json
 from florence2ner.display import name_some
 from florence2ner.engine import launcher
-from florence2ner.engine.checkpoint import TrainState, find_resume_point, holds_weights, load_train_state, sweep
+from florence2ner.engine.checkpoint import sweep
+from florence2ner.engine.run_files import TrainState, find_model, find_resume_point, holds_weights, load_train_state
 from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, hold, write_text
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
 _FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other")
+
+# Those that a resumed run keeps where the command says nothing.
+_KEPT = {"model_name", "warmup_steps"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Start:
     state: TrainState
     split: Split
     before: Contents | None = None  # what images and captions were when the run began; None: it begins now
-    warmup_steps: int | None = None  # of the run that is resumed
+    first_model: str | None = None  # that the run which is resumed started from
+    warmup_steps: int | None = None  # of the run which is resumed
     notes: list[str] = field(default_factory=list)  # lines for the user
 
 
@@ -65,7 +70,11 @@ def find_start(config: TrainConfig) -> Start:
     if checkpoint is None:
         ratio = config.eval_split_ratio if config.eval_steps else None
         split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
-        return Start(config.model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=found.report())
+        model_name = find_model(config.model_name)
+        notes = found.report()
+        if model_name != config.model_name:
+            notes.append(f"starting from {model_name}")
+        return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
 
     for name in (SPLIT_FILE, SETTINGS_FILE):
         if not (checkpoint.parent / name).is_file():
@@ -81,8 +90,8 @@ def find_start(config: TrainConfig) -> Start:
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
     # the weights then, and the model to load them into is the one that the run started from.
-    model_name = config.model_name if holds_weights(checkpoint) else str(checkpoint)
-    return Start(model_name, checkpoint, state, split, before, settings["warmup_steps"], notes)
+    model_name = settings["model_name"] if holds_weights(checkpoint) else str(checkpoint)
+    return Start(model_name, checkpoint, state, split, before, settings["model_name"], settings["warmup_steps"], notes)
 
 
 def check_same_run(start: Start, order: DataOrder, *, processes: int, precision: str) -> list[str]:
@@ -153,9 +162,8 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
         rewind_metrics(run_dir, start.state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    model = Path(config.model_name)
     absolute = {
-        "model_name": str(model.resolve()) if model.is_dir() else config.model_name,
+        "model_name": start.first_model or _absolute_model(start.model_name),
         "dataset_path": config.dataset_path.absolute(),
         "output_dir": config.output_dir.absolute(),
     }
@@ -178,7 +186,7 @@ def _read_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that a checkpoint belongs to. Raises UserError where they are not complete."""
     path = checkpoint.parent / SETTINGS_FILE
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for key in (*_FIXED, "warmup_steps"):
+    for key in (*_FIXED, *_KEPT):
         if key not in settings:
             raise UserError(f"{path} doesn't say {key}: it is damaged, or of another version; start a new run")
     return settings
@@ -193,10 +201,24 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
     for key in _FIXED:
         if now[key] != before[key]:
             raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
-    free = {"resume"} if "warmup_steps" in config.model_fields_set else {"resume", "warmup_steps"}
+    if "model_name" in config.model_fields_set and not _is_model_of_run(config.model_name, before["model_name"]):
+        raise UserError(
+            f"the run started from {before['model_name']}, this command names {config.model_name}: leave out "
+            "--model-name to go on with the run, or choose another --run-name to start from another model"
+        )
+    free = {"resume", "model_name", *(_KEPT - config.model_fields_set)}
     changed = [
         f"{key} {before[key]} -> {value}"
         for key, value in now.items()
         if key in before and before[key] != value and key not in free
     ]
     return [f"settings that changed: {', '.join(changed)}"] if changed else []
+
+
+def _absolute_model(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _is_model_of_run(name: str, first: str) -> bool:
+    """Whether `name` is the model that a run started from, by its own name or by the folder of its run."""
+    return first in (name, _absolute_model(name)) or Path(first).parent == Path(name).resolve()

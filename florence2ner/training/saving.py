@@ -5,15 +5,9 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from torch import nn
 
-from florence2ner.engine.checkpoint import (
-    Retention,
-    TrainState,
-    amend_checkpoint,
-    checkpoint_step,
-    list_checkpoints,
-    save_checkpoint,
-)
+from florence2ner.engine.checkpoint import Retention, amend_checkpoint, save_checkpoint
 from florence2ner.engine.collectives import check_same_weights
+from florence2ner.engine.run_files import TrainState, checkpoint_step, list_checkpoints
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model

@@ -12,10 +12,10 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
 from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
-from florence2ner.engine.checkpoint import TrainState, list_checkpoints
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.loop import run_loop
+from florence2ner.engine.run_files import TrainState, list_checkpoints
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import check_trackers, tracking
@@ -208,6 +208,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     )
     display = Display(is_main=accelerator.is_main_process)
     facts = {"configuration": config, "dataset": keys_and_captions(start.split), "checkpoint": start.state.step}
+    facts["model"] = start.model_name
     check_equal(accelerator, facts)
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes = accelerator.num_processes

@@ -6,7 +6,7 @@ from contextlib import suppress
 from florence2ner.data.batch import FeatureSource
 from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.samples import Sample
-from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.sharding import gathered
 from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples

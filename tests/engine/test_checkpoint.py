@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from florence2ner import UserError, load_model, train
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from tests.conftest import MakeConfig, Start
 
 

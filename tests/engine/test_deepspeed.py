@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Florence2ForConditionalGeneration
 
 from florence2ner import TrainConfig
-from florence2ner.engine.checkpoint import STATE_FOLDER
 from florence2ner.engine.deepspeed import check_state
+from florence2ner.engine.run_files import STATE_FOLDER
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.errors import UserError
 from tests.conftest import MakeConfig, Start

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from florence2ner.engine.runtime import precision_note
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import free_port, launched

@@ -15,14 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner.display import hide_lines_of_deepspeed
-from florence2ner.engine.checkpoint import (
-    Retention,
-    TrainState,
-    list_checkpoints,
-    load_train_state,
-    save_checkpoint,
-    sweep,
-)
+from florence2ner.engine.checkpoint import Retention, save_checkpoint, sweep
+from florence2ner.engine.run_files import TrainState, list_checkpoints, load_train_state
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.checkpoints.loading import load_model, save_model
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from florence2ner import UserError, train
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from florence2ner.model.inputs import Features, Pixels
 from florence2ner.model.vision import VisionEncoder
 from tests.conftest import MakeConfig, Start

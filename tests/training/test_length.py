@@ -11,7 +11,7 @@ from florence2ner.config.base import load_config
 from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.split import Split
 from florence2ner.demo import draw_dataset
-from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.run_files import TrainState
 from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
 from florence2ner.training.run_folder import Start
 from tests.conftest import MakeConfig

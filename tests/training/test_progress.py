@@ -14,7 +14,7 @@ from florence2ner.data.batch import Window
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.demo import draw_dataset
 from florence2ner.display import Display
-from florence2ner.engine.checkpoint import TrainState
+from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.training.context import Context
 from florence2ner.training.progress import Progress

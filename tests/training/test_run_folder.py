@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from florence2ner import TrainConfig, UserError, train
-from florence2ner.engine.checkpoint import checkpoint_step, list_checkpoints, load_train_state
+from florence2ner.config.base import load_config
+from florence2ner.engine.run_files import checkpoint_step, list_checkpoints, load_train_state
 from florence2ner.errors import Interrupted
 from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import ColdStart, MakeConfig, Start
@@ -307,6 +308,27 @@ def test_what_a_resumed_run_misses_is_refused_and_what_changed_is_said(
         said = capsys.readouterr().err
         assert "1 captions have changed since the run began: 0001.png; it ends with other weights than it would" in said
         assert "warning: 1 images have changed since the run began: 0002.png; it ends with other" in said
+
+
+def test_a_run_starts_from_the_best_of_another_and_remembers_it(
+    make_config: MakeConfig, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_config(run_name="first", max_steps=3, save_steps=1, eval_steps=1, learning_rate=0.3)
+    train(first)  # at such a rate every evaluation after the first is worse
+    second = partial(make_config, run_name="second", model_name=str(first.run_dir), export_layout="original")
+    train(second(max_steps=1))
+    assert f"starting from {first.run_dir}/step-1" in capsys.readouterr().err
+    (first.run_dir / "best").unlink()
+    train(second(max_steps=2, resume="latest"))  # by the same name, though it means another checkpoint now
+    settings = load_config(TrainConfig, {}, second().run_dir / "config.yaml")
+    assert settings.model_name == str(first.run_dir / "step-1")
+    with pytest.raises(
+        UserError, match=rf"the run started from .*/first/step-1, this command names {tiny_model}: leave"
+    ):
+        train(second(max_steps=3, resume="latest", model_name=str(tiny_model)))
+    unsaid = second(max_steps=3, resume="latest").model_dump(exclude={"model_name"})
+    train(TrainConfig(**unsaid))
+    assert "model_name" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from florence2ner import load_model, train
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import free_port, launched
 from tests.support import finish, weights, write

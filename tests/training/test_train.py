@@ -19,6 +19,7 @@ EXPORT = {
     "config.json",
     "generation_config.json",
     "model.safetensors",
+    "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

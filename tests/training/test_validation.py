@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from florence2ner import load_model, train
-from florence2ner.engine.checkpoint import list_checkpoints
+from florence2ner.engine.run_files import list_checkpoints
 from florence2ner.errors import Interrupted
 from florence2ner.training import validation
 from tests.conftest import MakeConfig
