@@ -1,14 +1,15 @@
-"""Writing files: atomically, with locks between processes, and with backups of what the user had."""
+"""Files: written atomically, with locks between processes and backups of what the user had; read without a wait."""
 
 import errno
 import hashlib
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import SEEK_END, RawIOBase
+from io import SEEK_END, BufferedReader, RawIOBase, TextIOWrapper
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -178,6 +179,28 @@ def _end_of_last_line(file: RawIOBase) -> int:
             return start + newline + 1
         position = start
     return 0
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. Raises OSError for anything but a regular file: opening a pipe could block for ever."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise OSError(errno.ENOENT, "broken link") from None
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark. Raises UnicodeDecodeError, and OSError likewise.
+
+    Line ends are those of Python: \\r\\n becomes \\n.
+    """
+    with TextIOWrapper(open_regular(path), encoding="utf-8-sig") as file:
+        return file.read()
 
 
 def has_text(path: Path) -> bool:

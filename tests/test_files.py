@@ -1,4 +1,4 @@
-"""Writing files: nobody ever sees half of one."""
+"""Files: nobody ever sees half of one, and nobody waits for what is none."""
 
 import errno
 import fcntl
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.files import hold, temporary, write_text
+from florence2ner.files import hold, open_regular, read_regular, temporary, write_text
 from tests.support import files_in
 
 
@@ -55,3 +55,14 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch:
     with hold(tmp_path / "mine", "wait"):
         pass
     assert files_in(tmp_path) == set()
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "a.txt", tmp_path / "pipe"
+    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    (tmp_path / "link").symlink_to(file)
+    assert read_regular(tmp_path / "link") == "one\ntwo"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)

@@ -1,11 +1,9 @@
 """The caption command: plans what is to be done, without torch, and has `worker.py` do it."""
 
-from pathlib import Path
-
 from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
 from florence2ner.config.commands import CaptionConfig
-from florence2ner.data.formats import discover_images
-from florence2ner.display import Display, name_some
+from florence2ner.data.formats import LeftOut, discover_images
+from florence2ner.display import Display
 from florence2ner.engine import launcher
 from florence2ner.errors import did_you_mean
 from florence2ner.model.tasks import TASKS
@@ -28,10 +26,10 @@ def caption(config: CaptionConfig) -> CaptionSummary:
         for prompt in config.task_prompt:
             if prompt not in TASKS:
                 display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
-        unreadable: list[Path] = []
-        images = discover_images(config.paths, unreadable)
-        if unreadable:
-            display.warn(f"{len(unreadable)} folders can't be read and are left out: {name_some(unreadable)}")
+        left_out = LeftOut()
+        images = discover_images(config.paths, left_out)
+        for line in left_out.report():
+            display.warn(line)
         plan = make_plan(config, images)
         if config.dry_run:
             _show(plan, display)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import MAX_PIXELS, UserPath
+from florence2ner.config.options import MAX_PIXELS, UserPath, check_file
 
 
 class ImageOptions(Config):
@@ -75,13 +75,15 @@ class OutputOptions(Config):
     def _output_has_a_known_form(cls, value: Path | None) -> Path | None:
         if value is not None and str(value) != "-" and value.suffix not in {".jsonl", ".csv", ".json"}:
             raise ValueError("must end in .jsonl, .csv or .json, or be - for standard output")
+        if value is not None and str(value) != "-":
+            check_file(value, "captions.jsonl")
         return value
 
     @field_validator("failures")
     @classmethod
     def _failures_is_a_file(cls, value: Path | None) -> Path | None:
-        if value and value.is_dir():
-            raise ValueError(f"{value} is a folder; name a file, such as failures.jsonl")
+        if value:
+            check_file(value, "failures.jsonl")
         return value
 
     @model_validator(mode="after")
@@ -92,8 +94,6 @@ class OutputOptions(Config):
                     raise ValueError(f"existing: {name} extends caption files; with output choose skip or overwrite")
             if self.output_dir is not None:
                 raise ValueError("output is one file, output_dir a folder of caption files: choose one of them")
-            if self.output.is_dir():
-                raise ValueError(f"output: {self.output} is a folder; name a file, such as captions.jsonl")
         return self
 
 

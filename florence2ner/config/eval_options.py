@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import DatasetFolder, PromptOptions, UserPath
+from florence2ner.config.options import DatasetFolder, PromptOptions, UserPath, check_file
 
 
 class EvalDatasetOptions(PromptOptions):
@@ -30,6 +30,6 @@ class ReportOptions(Config):
     @field_validator("output")
     @classmethod
     def _output_is_a_file(cls, value: Path | None) -> Path | None:
-        if value and value.is_dir():
-            raise ValueError(f"{value} is a folder; name a file, such as results.json")
+        if value:
+            check_file(value, "results.json")
         return value

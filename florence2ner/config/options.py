@@ -18,6 +18,13 @@ def _require_folder(path: Path) -> Path:
     return path
 
 
+def check_file(path: Path, example: str) -> None:
+    """Raise ValueError where `path` is there, but can't be replaced by a file; `example` is a name for the message."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe, socket or device"
+        raise ValueError(f"{path} is {what}; name a file, such as {example}")
+
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 DatasetFolder = Annotated[UserPath, AfterValidator(_require_folder)]
 MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from florence2ner.data.samples import ImageRef
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, sweep_unfinished, temporary
+from florence2ner.files import append_text, open_regular, sweep_unfinished, temporary
 
 DECODING = "1"  # version of images.py's decoding and resizing; change it with these, so that old features aren't found
 _DIGESTS = "digests.jsonl"  # digests of image files by their stamps, so that unchanged files aren't read again
@@ -78,7 +78,7 @@ class FeatureCache:
     def missing(self, images: Iterable[ImageRef]) -> list[ImageRef]:
         """Those of the identified images that have no feature yet; of images with the same content only one."""
         by_digest = {digest: image for image in images if (digest := self.digests.get(image.key))}
-        return [image for digest, image in by_digest.items() if not self._file(digest).exists()]
+        return [image for digest, image in by_digest.items() if not self._file(digest).is_file()]
 
     def load(self, key: str) -> Tensor | None:
         """The feature of the image with this key, on the CPU; None where there is none, or it is damaged."""
@@ -86,7 +86,8 @@ class FeatureCache:
         if digest is None:
             return None
         try:
-            data = self._file(digest).read_bytes()
+            with open_regular(self._file(digest)) as file:
+                data = file.read()
         except OSError:
             return None
         content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
@@ -177,7 +178,7 @@ def _digest(image: ImageRef) -> str | None:
 
 def _read_digests(path: Path) -> dict[str, str]:
     known: dict[str, str] = {}
-    with suppress(OSError), path.open(encoding="utf-8") as file:
+    with suppress(OSError), open_regular(path) as file:
         for line in file:
             with suppress(ValueError):  # an incomplete line, left by a process that was killed
                 stamp, digest = json.loads(line)

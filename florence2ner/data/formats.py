@@ -2,9 +2,13 @@
 
 import importlib
 import os
+import stat
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+
+from florence2ner.display import name_some
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
@@ -16,16 +20,33 @@ ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
 CAPTION_EXTENSION = ".txt"
 
 
-def discover_images(paths: Iterable[Path], unreadable: list[Path] | None = None) -> list[Path]:
+@dataclass
+class LeftOut:
+    """What searches of folders have passed over; the functions below add to it."""
+
+    folders: list[Path] = field(default_factory=list)  # that can't be read
+    special: list[Path] = field(default_factory=list)  # pipes, sockets and devices with a name that was searched for
+
+    def report(self) -> list[str]:
+        """One line for each kind, with their number and a few names."""
+        kinds = {
+            "folders can't be read": self.folders,
+            "pipes, sockets or devices have the name of a file": self.special,
+        }
+        named = {what: list(dict.fromkeys(paths)) for what, paths in kinds.items() if paths}  # each once
+        return [f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in named.items()]
+
+
+def discover_images(paths: Iterable[Path], left_out: LeftOut | None = None) -> list[Path]:
     """The image files among `paths` and below its folders: in the order of `paths`, sorted within a folder, each once.
 
     Images whose plugin is not installed are included, so that decoding reports them. A path that is not a folder is
-    taken for an image. Folders that can't be read are added to `unreadable`.
+    taken for an image. What is passed over is added to `left_out`.
     """
     folders: dict[Path, str] = {}
     images: dict[tuple[str, str], Path] = {}
     for path in paths:
-        for image in list_files(path, ALL_EXTENSIONS, unreadable) if path.is_dir() else [path]:
+        for image in list_files(path, ALL_EXTENSIONS, left_out) if path.is_dir() else [path]:
             if (folder := folders.get(image.parent)) is None:
                 folder = folders[image.parent] = os.path.realpath(image.parent)
             images.setdefault((folder, image.name), image)
@@ -43,23 +64,23 @@ def load_plugin(module: str) -> bool:
     return True
 
 
-def readable_images(root: Path, unreadable: list[Path] | None = None) -> list[Path]:
+def readable_images(root: Path, left_out: LeftOut | None = None) -> list[Path]:
     """The images below `root` that can be decoded here: those that need no plugin, or whose plugin is installed.
 
-    Folders that can't be read are added to `unreadable`.
+    What is passed over is added to `left_out`.
     """
-    found = list_files(root, ALL_EXTENSIONS, unreadable)
+    found = list_files(root, ALL_EXTENSIONS, left_out)
     return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
 
 
-def list_files(root: Path, extensions: Iterable[str], unreadable: list[Path] | None = None) -> list[Path]:
+def list_files(root: Path, extensions: Iterable[str], left_out: LeftOut | None = None) -> list[Path]:
     """The files below `root` with one of the extensions, upper or lower case, sorted. Hidden files are left out.
 
     Links to folders are followed, but each folder is listed only once: by its own path if that is below `root`, else by
-    the first link to it. A link to a file counts as a file, even when it is broken. Folders that can't be read are
-    added to `unreadable`.
+    the first link to it. A link to a file counts as a file, even when it is broken. Pipes, sockets and devices, which
+    could be waited for without end, and folders that can't be read are added to `left_out`.
     """
-    refused = [] if unreadable is None else unreadable
+    passed_over = LeftOut() if left_out is None else left_out
     wanted = tuple(extensions)
     names: dict[tuple[str, ...], list[str]] = {}  # of the files in each folder, by its path below `root`
     listed: set[tuple[int, int]] = set()  # device and inode of each folder
@@ -71,15 +92,29 @@ def list_files(root: Path, extensions: Iterable[str], unreadable: list[Path] | N
             while folders:
                 folder = folders.pop()
                 names[folder] = []
-                for entry in _visible_entries(os.path.join(root, *folder), listed, refused):
+                for entry in _visible_entries(os.path.join(root, *folder), listed, passed_over.folders):
                     if entry.is_dir(follow_symlinks=False):
                         folders.append((*folder, entry.name))
                     elif entry.is_symlink() and os.path.isdir(entry.path):
                         links.append((*folder, entry.name))
-                    elif entry.name.lower().endswith(wanted):
+                    elif not entry.name.lower().endswith(wanted):
+                        continue
+                    elif _is_special(entry):
+                        passed_over.special.append(Path(entry.path))
+                    else:
                         names[folder].append(entry.name)
         ahead = links
     return [Path(root, *folder, name) for folder in sorted(names) for name in sorted(names[folder])]
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry, which is no folder, is a pipe, socket or device, or a link to one."""
+    if entry.is_file(follow_symlinks=False):  # mostly known without asking the file system again
+        return False
+    try:
+        return not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a broken link, which is reported when it is opened; or removed since
+        return False
 
 
 def _visible_entries(folder: str, listed: set[tuple[int, int]], unreadable: list[Path]) -> list[os.DirEntry[str]]:

@@ -1,14 +1,13 @@
 """The samples of a dataset, each with a reference to its image, and the result of searching a folder for them."""
 
-import errno
-import os
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
+from florence2ner.data.formats import LeftOut
 from florence2ner.display import name_some
+from florence2ner.files import open_regular
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,7 @@ class ImageRef:
 
     def open(self) -> BufferedReader:
         """Open the file for reading. Raises OSError for anything but a regular file: opening a pipe could block."""
-        try:
-            status = os.stat(self.path)
-        except FileNotFoundError:
-            if self.path.is_symlink():
-                raise OSError(errno.ENOENT, "broken link") from None
-            raise
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return self.path.open("rb")
+        return open_regular(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -73,15 +64,15 @@ class Discovery:
     samples: tuple[Sample, ...]
     images_without_caption: tuple[Path, ...] = ()
     captions_without_image: tuple[Path, ...] = ()
-    unreadable_folders: tuple[Path, ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def report(self) -> list[str]:
         """One line for each kind of file that is left out, with their number and a few names."""
         left_out = {
             "images have no caption": self.images_without_caption,
             "captions have no image": self.captions_without_image,
-            "folders can't be read": self.unreadable_folders,
         }
-        return [
+        lines = [
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
+        return lines + self.left_out.report()

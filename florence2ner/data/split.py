@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from florence2ner.data.formats import CAPTION_EXTENSION, readable_images
+from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.samples import Discovery, Sample
 from florence2ner.errors import UserError
@@ -92,5 +92,5 @@ def _merge(first: Discovery, second: Discovery) -> Discovery:
         first.samples + second.samples,
         tuple(dict.fromkeys(first.images_without_caption + second.images_without_caption)),
         tuple(dict.fromkeys(first.captions_without_image + second.captions_without_image)),
-        tuple(dict.fromkeys(first.unreadable_folders + second.unreadable_folders)),
+        LeftOut(first.left_out.folders + second.left_out.folders, first.left_out.special + second.left_out.special),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from florence2ner.errors import UserError
-from florence2ner.files import back_up, has_text, sweep_unfinished, write_text
+from florence2ner.files import back_up, has_text, read_regular, sweep_unfinished, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
 
 
@@ -119,6 +119,8 @@ class Sidecars:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").strip() if path.exists() else ""
+        return read_regular(path).strip() if path.exists() else ""
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text, so nothing can be added to it: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read, so nothing can be added to it: {error.strerror}") from None

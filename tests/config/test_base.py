@@ -1,5 +1,6 @@
 """Settings from YAML and flags: which beats which, and one line for every mistake."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_saved_settings_read_back_equal(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(TrainConfig, {}, file) == config
+
+
+def test_settings_come_through_a_pipe_too(tmp_path: Path) -> None:
+    """As from `--config <(...)` and `--config /dev/stdin`."""
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        file.write(f"dataset_path: {tmp_path}\nepochs: 5\n")
+    try:
+        assert load_config(TrainConfig, {}, Path(f"/dev/fd/{reader}")).epochs == 5
+    finally:
+        os.close(reader)
 
 
 @pytest.mark.parametrize(

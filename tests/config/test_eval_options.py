@@ -58,6 +58,8 @@ def test_a_dataset_that_is_a_file_and_an_output_that_is_a_folder_are_refused(tmp
         load(file)
     with pytest.raises(UserError, match=f"output: {tmp_path} is a folder; name a file, such as results.json"):
         load(tmp_path, output=tmp_path)
+    with pytest.raises(UserError, match="output: /dev/null is a pipe, socket or device; name a file, such as results"):
+        load(tmp_path, output="/dev/null")
     assert load(tmp_path, output=tmp_path / "results.json").output == tmp_path / "results.json"
 
 

@@ -4,11 +4,13 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from florence2ner.data.features import FeatureCache, fingerprint_of, memory_directory
 from florence2ner.data.samples import ImageRef
+from florence2ner.errors import UserError
 
 
 def test_torn_and_stale_features_are_never_read(tmp_path: Path) -> None:
@@ -34,6 +36,28 @@ def test_torn_and_stale_features_are_never_read(tmp_path: Path) -> None:
     again.digests = again.identify([ref])
     assert again.load(ref.key) is None, "the image has changed"
     assert FeatureCache(tmp_path / "cache", "other").load(ref.key) is None
+
+
+def test_a_pipe_in_the_cache_is_no_feature_and_no_list_of_digests(tmp_path: Path) -> None:
+    image, feature = tmp_path / "a.png", torch.randn(3, 4)
+    Image.new("RGB", (8, 8), "red").save(image)
+    ref = ImageRef.at(image)
+    cache = FeatureCache(tmp_path / "cache", "abc")
+    cache.digests = cache.identify([ref])
+    cache.store(ref.key, feature)
+    (file,) = [path for path in cache.folder.rglob("*") if path.is_file()]
+    file.unlink()
+    os.mkfifo(file)  # opening it would wait for somebody who writes
+    assert cache.load(ref.key) is None
+    assert cache.missing([ref]) == [ref]
+    assert cache.store(ref.key, feature)
+    assert torch.equal(cache.load(ref.key), feature)
+
+    listing = tmp_path / "cache" / "digests.jsonl"
+    listing.unlink()
+    os.mkfifo(listing)
+    with pytest.raises(UserError, match=r"can't write .*digests\.jsonl"):
+        cache.identify([ref])
 
 
 def test_the_fingerprint_changes_with_weights_and_facts() -> None:

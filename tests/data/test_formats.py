@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from florence2ner.data import formats
-from florence2ner.data.formats import discover_images, sidecar_of
+from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.layouts.pairs import discover_samples, read_sample
 from florence2ner.data.samples import ImageRef
@@ -80,11 +81,11 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "a.png").touch()
     code = (
-        "import sys, pathlib; from florence2ner.data.formats import discover_images\n"
+        "import sys, pathlib; from florence2ner.data.formats import LeftOut, discover_images\n"
         "from florence2ner.data.layouts.pairs import discover_samples\n"
-        "root, refused = pathlib.Path(sys.argv[1]), []\n"
-        "assert discover_images([root], refused) == [root / 'a.png']\n"
-        "assert refused == [root / 'closed'], refused\n"
+        "root, left_out = pathlib.Path(sys.argv[1]), LeftOut()\n"
+        "assert discover_images([root], left_out) == [root / 'a.png']\n"
+        "assert left_out == LeftOut([root / 'closed']), left_out\n"
         "print(discover_samples(root, '<CAPTION>').report()[-1])"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -95,6 +96,28 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"1 folders can't be read and are left out: {tmp_path}/closed\n"
+
+
+def test_pipes_sockets_and_devices_are_left_out_and_named_also_behind_links(tmp_path: Path) -> None:
+    folder = tmp_path / "sub"
+    folder.mkdir()
+    image = put(folder / "a.png")
+    (folder / "link.png").symlink_to(image)
+    (folder / "gone.png").symlink_to("nowhere")  # reported when it is opened
+    os.mkfifo(folder / "pipe.JPG")
+    os.mkfifo(folder / "pipe.pdf")  # nobody looks for it
+    (folder / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket.png"))
+        left_out = LeftOut()
+        assert discover_images([tmp_path], left_out) == [image, folder / "gone.png", folder / "link.png"]
+        assert sorted(left_out.special) == [folder / name for name in ("pipe.JPG", "socket.png", "zero.png")]
+        left_out.special.sort()
+        (line,) = left_out.report()
+    assert line == (
+        f"3 pipes, sockets or devices have the name of a file and are left out: {folder}/pipe.JPG, "
+        f"{folder}/socket.png, {folder}/zero.png"
+    )
 
 
 def test_order_is_each_folders_files_then_its_folders(tmp_path: Path) -> None:

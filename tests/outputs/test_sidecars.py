@@ -1,5 +1,6 @@
 """A caption file beside each image: what is kept or extended, where it goes, and what would share a name."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -75,3 +76,9 @@ def test_images_that_would_share_a_caption_are_refused_or_named_in_full(run: Cap
     assert files_in(images) == before
     run(on_collision="full-name")
     assert files_in(images) - before == {"0.jpg.txt", "0.png.txt", "1.txt", "2.txt", "sub/3.txt", "sub/4.txt"}
+
+
+def test_nothing_is_added_to_a_pipe(run: Caption, images: Path) -> None:
+    os.mkfifo(images / "0.txt")  # opening it would wait for somebody who writes
+    with pytest.raises(UserError, match=r"0\.txt can't be read, so nothing can be added to it: not a regular file"):
+        run(existing="append")

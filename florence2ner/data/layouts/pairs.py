@@ -3,9 +3,10 @@
 import glob
 from pathlib import Path
 
-from florence2ner.data.formats import CAPTION_EXTENSION, list_files, readable_images
+from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, list_files, readable_images
 from florence2ner.data.samples import Discovery, ImageRef, Sample
 from florence2ner.errors import UserError
+from florence2ner.files import read_regular
 
 
 def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None) -> Discovery:
@@ -15,10 +16,10 @@ def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None
     caption that can't be read.
     """
     within = folder or root
-    captions = {path.with_suffix(""): path for path in list_files(within, {CAPTION_EXTENSION})}
+    left_out = LeftOut()
+    captions = {path.with_suffix(""): path for path in list_files(within, {CAPTION_EXTENSION}, left_out)}
     samples, without_caption, used = [], [], set()
-    unreadable: list[Path] = []
-    for image in readable_images(within, unreadable):
+    for image in readable_images(within, left_out):
         path = captions.get(image.with_suffix(""))
         caption = _read_caption(path) if path else ""
         used.add(path)
@@ -27,7 +28,7 @@ def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None
         else:
             without_caption.append(image)
     without_image = [path for path in captions.values() if path not in used]
-    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), tuple(unreadable))
+    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), left_out)
 
 
 def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
@@ -57,9 +58,7 @@ def read_captions(root: Path) -> list[str]:
 
 def _read_caption(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():  # such as a pipe: reading it could block for ever
-            raise UserError(f"the caption {path} is not a regular file")
-        return path.read_text(encoding="utf-8-sig").strip()
+        return read_regular(path).strip()
     except UnicodeDecodeError:
         raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None
     except OSError as error:

@@ -3,10 +3,7 @@
 import os
 from pathlib import Path
 
-import pytest
-
-from florence2ner.data.layouts.pairs import discover_samples
-from florence2ner.errors import UserError
+from florence2ner.data.layouts.pairs import discover_samples, read_captions
 from tests.data.support import put
 
 
@@ -30,8 +27,17 @@ def test_discovery_pairs_recursively_and_reports_what_is_left_out(tmp_path: Path
     ]
 
 
-def test_a_caption_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    os.mkfifo(tmp_path / "a.txt")
-    with pytest.raises(UserError, match=r"a\.txt is not a regular file"):
-        discover_samples(tmp_path, "<CAPTION>")
+def test_pipes_are_left_out_and_named_once(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", "a caption")
+    image = put(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "b.txt")  # opening it would wait for somebody who writes
+    (tmp_path / "c.txt").write_text("of a pipe")
+    os.mkfifo(tmp_path / "c.png")
+    found = discover_samples(tmp_path, "<CAPTION>")
+    assert [sample.caption for sample in found.samples] == ["a caption"]
+    assert found.images_without_caption == (image,)
+    assert found.captions_without_image == (tmp_path / "c.txt",)
+    assert found.report()[-1] == (
+        f"2 pipes, sockets or devices have the name of a file and are left out: {tmp_path}/b.txt, {tmp_path}/c.png"
+    )
+    assert read_captions(tmp_path) == ["a caption", "of a pipe"]
