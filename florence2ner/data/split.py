@@ -2,7 +2,6 @@
 
 import os
 import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,22 +55,6 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
         return Split(train, held_out.samples), _merge(replace(found, samples=train), held_out)
     assert eval_ratio is not None
     return _hold_out(found.samples, eval_ratio, seed), found
-
-
-def drop_overlong(split: Split, count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> Split:
-    """The split without the samples whose caption has more than `limit` tokens; `count_tokens` gives their numbers.
-
-    Raises UserError when that leaves nothing to train or evaluate on.
-    """
-
-    def fitting(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        lengths = count_tokens([sample.caption for sample in samples]) if samples else []
-        return tuple(sample for sample, length in zip(samples, lengths, strict=True) if length <= limit)
-
-    kept = Split(fitting(split.train), fitting(split.eval))
-    if not kept.train or (split.eval and not kept.eval):
-        raise UserError(f"every caption is longer than the {limit} tokens that the model can write: shorten them")
-    return kept
 
 
 def _hold_out(samples: tuple[Sample, ...], ratio: float, seed: int) -> Split:

@@ -17,6 +17,7 @@ from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
 from florence2ner.config.options import GenerationOptions
 from florence2ner.data.batch import FeatureSource, Window
+from florence2ner.data.captions import drop_overlong, overlong_note
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
@@ -83,8 +84,9 @@ class _BatchResult:
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model on a folder of captioned images, and print the metrics and some captions.
 
-    Every process must call this; each gets the whole result. Raises UserError for a dataset without captioned images, a
-    model that can't be loaded, an output that can't be written and a process that was lost.
+    Every process must call this; each gets the whole result. As in training, captions that are too long for the model
+    are left out. Raises UserError for a dataset without captioned images or with too long captions only, a model that
+    can't be loaded, an output that can't be written and a process that was lost.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=0)
     display = Display(is_main=accelerator.is_main_process)
@@ -109,12 +111,16 @@ def evaluate(config: EvalConfig) -> Evaluation:
         dtype=autocast_dtype(accelerator),
         compiled=config.compile,
     )
-    _warn_if_trained_on(model_name, found.samples, display)
+    longest = captioner.longest_caption
+    samples = drop_overlong(found.samples, captioner.processor.tokenizer, longest)
+    if dropped := len(found.samples) - len(samples):
+        display.say(overlong_note(dropped, longest))
+    _warn_if_trained_on(model_name, samples, display)
     result = evaluate_samples(
         accelerator,
         display,
         captioner,
-        found.samples,
+        samples,
         generation=config,
         batch_size=config.batch_size,
         workers=Workers.for_device(

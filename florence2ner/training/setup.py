@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import FeatureSource
+from florence2ner.data.captions import count_tokens, drop_overlong
 from florence2ner.data.loader import TrainLoader
 from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
-from florence2ner.data.split import Split, drop_overlong
+from florence2ner.data.split import Split
 from florence2ner.engine.checkpoint import load_accelerator_state
 from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.runtime import autocast_dtype
@@ -64,15 +65,9 @@ class TrainData:
 
 def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, processes: int) -> TrainData:
     """Drop captions that are too long, and order the rest. Raises UserError where all captions are too long."""
-    tokenizer = captioner.processor.tokenizer
-
-    def count_tokens(captions: Sequence[str]) -> Sequence[int]:
-        lengths: Sequence[int] = tokenizer(captions, return_length=True).length
-        return lengths
-
-    longest = captioner.longest_caption
-    fitting = drop_overlong(split, count_tokens, longest)
-    lengths = tuple(count_tokens([s.caption for s in fitting.train])) if config.group_by_length else None
+    tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
+    fitting = Split(drop_overlong(split.train, tokenizer, longest), drop_overlong(split.eval, tokenizer, longest))
+    lengths = tuple(count_tokens(fitting.train, tokenizer)) if config.group_by_length else None
     order = build_order(config, fitting.train, processes=processes, lengths=lengths)
     return TrainData(fitting, order, count_updates(config, order), longest)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
+from florence2ner.data.captions import overlong_note
 from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
@@ -253,9 +254,7 @@ def _open_run(
         tracking(accelerator, display, run_dir, settings, log_with=names, project=project, tracker_id=tracker_id)
     )
     if dropped := len(start.split) - len(data.split):
-        display.say(
-            f"{dropped} captions are longer than the {data.longest} tokens that the model can write and are left out"
-        )
+        display.say(overlong_note(dropped, data.longest))
     display.say(
         f"training {parameters} on {len(data.split.train)} images, {len(data.split.eval)} held "
         f"out; {data.total_steps} updates of {data.order.global_batch} images; {accelerator.num_processes} x "

@@ -1,6 +1,7 @@
 """The evaluation: its loss against a plain loop's, its captions as they are made, its output whole or of before."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.demo import draw_dataset
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
-from tests.conftest import Caption
+from tests.conftest import Caption, Start
+from tests.support import files_in, large, wait_until_open
 
 
 def test_eval_loss_is_the_mean_over_tokens_that_a_plain_loop_gives(shapes: Path, tiny_model: Path) -> None:
@@ -68,6 +70,37 @@ def test_an_output_stays_as_it_is_until_the_new_one_is_whole(
         evaluate(config)
     assert output.read_text() == "of before"
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
+
+
+@pytest.mark.slow
+def test_an_output_survives_a_run_that_is_killed(start: Start, tiny_model: Path, shapes: Path, tmp_path: Path) -> None:
+    data, output = large(tmp_path / "data", shapes, 4), tmp_path / "results.json"
+    output.write_text("of before")
+    running = start("florence2ner", "eval", "--model-name", tiny_model, "--dataset-path", data, "--output", output)
+    wait_until_open(running, 0, *data.glob("*.png"))
+    running.signal(signal.SIGKILL)
+    assert running.wait().returncode == -signal.SIGKILL
+    assert output.read_text() == "of before"
+    assert files_in(tmp_path) == {"results.json"} | {f"data/{path.name}" for path in data.iterdir()}
+
+
+def test_captions_that_are_too_long_are_counted_and_left_out_as_in_training(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    draw_dataset(data, 3, seed=1)
+    config = EvalConfig(model_name=str(tiny_model), dataset_path=data, num_beams=1, max_new_tokens=2)
+    (data / "0001.txt").write_text("a red star " * 20_000)
+    result = evaluate(config)
+    assert [row.image for row in result.captions] == ["0000.png", "0002.png"]
+    longest = load_model(tiny_model)[0].config.text_config.max_position_embeddings
+    said = f"1 captions are longer than the {longest} tokens that the model can write and are left out"
+    assert said in capsys.readouterr().err.splitlines()
+
+    for path in data.glob("*.txt"):
+        path.write_text("a red star " * 200)
+    with pytest.raises(UserError, match="every caption is longer than the"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize(
