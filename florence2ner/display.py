@@ -63,6 +63,10 @@ class Display:
         self._console.print(printable(f"warning: {message}"), markup=False)
         self._console.quiet = quiet
 
+    def warn_once(self, message: str) -> None:
+        """Like `warn`, but of the main process only: for what all processes find out alike."""
+        self.say(f"warning: {message}")
+
     @contextmanager
     def bar(self, what: str, *, total: int, completed: int = 0) -> Iterator[Bar]:
         """A context manager with a bar over `total` units, which shows elapsed and remaining time, and figures."""

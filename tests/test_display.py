@@ -21,8 +21,10 @@ def test_every_process_warns_and_is_as_quiet_as_before_behind_it(
 ) -> None:
     display = Display(is_main=is_main)
     display.warn("the disk is slow")
+    display.warn_once("the task is odd")
     display.say("going on")
-    assert capsys.readouterr().err == "warning: the disk is slow\n" + ("going on\n" if is_main else "")
+    own = "warning: the task is odd\ngoing on\n" if is_main else ""
+    assert capsys.readouterr().err == "warning: the disk is slow\n" + own
 
 
 def test_a_line_is_printed_as_it_is_however_long(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,7 @@ from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import LeftOut, discover_images
 from florence2ner.display import Display
 from florence2ner.engine import launcher
-from florence2ner.errors import did_you_mean
-from florence2ner.model.tasks import TASKS
+from florence2ner.model.tasks import doubt_about
 
 _SHOWN = 10  # images named by --dry-run
 
@@ -24,8 +23,8 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     display = Display(is_main=launcher.is_main())
     if launcher.is_main():
         for prompt in config.task_prompt:
-            if prompt not in TASKS:
-                display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
+            if doubt := doubt_about(prompt):
+                display.warn(doubt)
         left_out = LeftOut()
         images = discover_images(config.paths, left_out)
         for line in left_out.report():

@@ -90,9 +90,25 @@ def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Pat
         raise UserError("; ".join(_describe(cls, problem) for problem in error.errors())) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that is given twice, of which YAML's own would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, first = key.start_mark.line + 1, lines.get((key.tag, key.value))
+            if first is not None:
+                raise yaml.YAMLError(f"{key.value} is given twice, in lines {first} and {line}: keep one of them")
+            lines[key.tag, key.value] = line
+        return node
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"can't read the config file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

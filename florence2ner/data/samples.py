@@ -1,5 +1,6 @@
 """The samples of a dataset, each with a reference to its image, and the result of searching a folder for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Self
 
 from florence2ner.data.formats import LeftOut
 from florence2ner.display import name_some
+from florence2ner.errors import UserError
 from florence2ner.files import open_regular
 
 
@@ -65,6 +67,7 @@ class Discovery:
     images_without_caption: tuple[Path, ...] = ()
     captions_without_image: tuple[Path, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    not_utf8: tuple[Path, ...] = ()  # caption files that are to be refused, by `check_utf8`
 
     def report(self) -> list[str]:
         """One line for each kind of file that is left out, with their number and a few names."""
@@ -76,3 +79,10 @@ class Discovery:
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
         return lines + self.left_out.report()
+
+
+def check_utf8(not_utf8: Sequence[Path]) -> None:
+    """Raise UserError where caption files are not UTF-8, and name them all: they are mended in one go."""
+    if not_utf8:
+        names = ", ".join(map(str, not_utf8))
+        raise UserError(f"{len(not_utf8)} captions are not UTF-8 text, save them as UTF-8: {names}")

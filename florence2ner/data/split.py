@@ -7,7 +7,7 @@ from pathlib import Path
 
 from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
 from florence2ner.data.layouts.pairs import discover_samples
-from florence2ner.data.samples import Discovery, Sample
+from florence2ner.data.samples import Discovery, Sample, check_utf8
 from florence2ner.errors import UserError
 
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
@@ -34,6 +34,10 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
     """
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     found = discover_samples(root, task_prompt, folder=train_root if train_root.is_dir() else root)
+    held_out = None
+    if eval_root.is_dir() and eval_ratio is not None:
+        held_out = discover_samples(root, task_prompt, folder=eval_root)
+    check_utf8(tuple(dict.fromkeys(found.not_utf8 + (held_out.not_utf8 if held_out else ()))))
     if not found.samples:
         raise UserError(
             f"no image with a caption in {root}: each image needs a {CAPTION_EXTENSION} of the same name beside it "
@@ -45,8 +49,7 @@ def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, se
         train = tuple(sample for sample in train if os.path.realpath(sample.image.path) not in hidden)
     if eval_ratio is None and train:
         return Split(train, ()), replace(found, samples=train)
-    if eval_root.is_dir():
-        held_out = discover_samples(root, task_prompt, folder=eval_root)
+    if held_out:
         if not train or not held_out.samples:
             empty = eval_root if train else root
             raise UserError(

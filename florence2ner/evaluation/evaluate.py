@@ -17,11 +17,11 @@ from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
 from florence2ner.config.options import GenerationOptions
 from florence2ner.data.batch import FeatureSource, Window
-from florence2ner.data.captions import drop_overlong, overlong_note
+from florence2ner.data.captions import drop_overlong, overlong_note, special_tokens_warning
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
-from florence2ner.data.samples import Sample
+from florence2ner.data.samples import Sample, check_utf8
 from florence2ner.data.split import EVAL_FOLDER
 from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
@@ -38,7 +38,7 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Encoded, Pixels, Text
-from florence2ner.model.tasks import find_task
+from florence2ner.model.tasks import doubt_about, find_task
 
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
@@ -92,15 +92,11 @@ def evaluate(config: EvalConfig) -> Evaluation:
     display = Display(is_main=accelerator.is_main_process)
     if note := precision_note(config.mixed_precision):
         display.say(f"note: {note}")
+    if doubt := doubt_about(config.task_prompt):
+        display.warn_once(doubt)
     if config.output:
         check_writable(config.output.parent, "choose another --output")
-    held_out = config.dataset_path / EVAL_FOLDER
-    root = held_out if held_out.is_dir() else config.dataset_path
-    found = discover_samples(root, config.task_prompt)
-    for line in found.report():
-        display.say(line)
-    if not found.samples:
-        raise UserError(f"no image with a caption in {root}: each image needs a .txt of the same name beside it")
+    root, found = _discover(config, display)
     (model_name,) = broadcast_object_list([find_model(config.model_name)])  # a run that goes on may find a better one
     if model_name != config.model_name:
         display.say(f"evaluating {model_name}")
@@ -111,10 +107,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         dtype=autocast_dtype(accelerator),
         compiled=config.compile,
     )
-    longest = captioner.longest_caption
-    samples = drop_overlong(found.samples, captioner.processor.tokenizer, longest)
-    if dropped := len(found.samples) - len(samples):
-        display.say(overlong_note(dropped, longest))
+    samples = _fitting(found, captioner, display)
     _warn_if_trained_on(model_name, samples, display)
     result = evaluate_samples(
         accelerator,
@@ -182,6 +175,30 @@ def evaluate_samples(
     if any(gave_up for _, gave_up in gathered):
         return None
     return _summarise([result for part, _ in gathered for result in part], samples)
+
+
+def _discover(config: EvalConfig, display: Display) -> tuple[Path, tuple[Sample, ...]]:
+    """The folder that is evaluated on, and its samples. Prints what is left out; raises UserError for no sample."""
+    held_out = config.dataset_path / EVAL_FOLDER
+    root = held_out if held_out.is_dir() else config.dataset_path
+    found = discover_samples(root, config.task_prompt)
+    check_utf8(found.not_utf8)
+    for line in found.report():
+        display.say(line)
+    if not found.samples:
+        raise UserError(f"no image with a caption in {root}: each image needs a .txt of the same name beside it")
+    return root, found.samples
+
+
+def _fitting(samples: tuple[Sample, ...], captioner: Captioner, display: Display) -> tuple[Sample, ...]:
+    """The samples without those whose captions are too long. Prints their number, and a warning of special tokens."""
+    tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
+    kept = drop_overlong(samples, tokenizer, longest)
+    if dropped := len(samples) - len(kept):
+        display.say(overlong_note(dropped, longest))
+    if warning := special_tokens_warning(kept, tokenizer):
+        display.warn_once(warning)
+    return kept
 
 
 class _EvaluationStep:

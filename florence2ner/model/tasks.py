@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from florence2ner.errors import UserError
+from florence2ner.errors import UserError, did_you_mean
 
 # "phrases" are boxes for the phrases of a given caption, "proposals" boxes without labels, "quads" four-cornered boxes.
 AnswerKind = Literal["text", "boxes", "phrases", "proposals", "quads", "polygons", "boxes_or_polygons"]
@@ -83,6 +83,17 @@ def find_task(prompt: str) -> Task:
             fix = f"give {task.token} alone, and --text {rest!r}" if task.takes_input else f"give {task.token} alone"
             raise UserError(f"task prompt {prompt!r} is more than its task: {fix}")
     return Task(prompt, _safe_name(prompt))
+
+
+def doubt_about(prompt: str) -> str | None:
+    """A warning that a prompt asks for none of Florence-2's own tasks; None where it does.
+
+    Raises UserError as `find_task` does.
+    """
+    token = find_task(prompt).token
+    if token in TASKS:
+        return None
+    return f"the task prompt {token} is not one of Florence-2's own tasks.{did_you_mean(token.upper(), TASKS)}"
 
 
 def _safe_name(prompt: str) -> str:

@@ -15,6 +15,7 @@ from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.layouts.pairs import read_sample
 from florence2ner.data.order import DataOrder
+from florence2ner.data.samples import check_utf8
 from florence2ner.data.split import Split, discover_split
 from florence2ner.data.split_file import SPLIT_FILE, Contents, read_split, split_to_json
 from florence2ner.display import name_some
@@ -84,8 +85,10 @@ def find_start(config: TrainConfig) -> Start:
     notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(settings, config)]
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
-    read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt)
+    not_utf8: list[Path] = []
+    read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt, not_utf8=not_utf8)
     split, before = read_split(checkpoint.parent / SPLIT_FILE, read, unreadable=state.unreadable)
+    check_utf8(not_utf8)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has

@@ -10,7 +10,7 @@ from torch import nn
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
-from florence2ner.data.captions import overlong_note
+from florence2ner.data.captions import overlong_note, special_tokens_warning
 from florence2ner.data.loader import TrainLoader
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
@@ -23,6 +23,7 @@ from florence2ner.engine.tracking import check_trackers, tracking
 from florence2ner.errors import Interrupted
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.tasks import doubt_about
 from florence2ner.training.context import Context
 from florence2ner.training.encode import fill_cache
 from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
@@ -63,6 +64,8 @@ def train(config: TrainConfig) -> Path:
         captioner = build_model(context, start)
         parameters = count_parameters(captioner.model)
         data = build_data(config, start.split, captioner, processes=context.accelerator.num_processes)
+        if warning := special_tokens_warning(data.split.train + data.split.eval, captioner.processor.tokenizer):
+            context.display.warn_once(warning)
         if reason := why_it_is_over(config, start, data.total_steps):
             context.display.say(reason)
             assert start.checkpoint is not None
@@ -219,6 +222,8 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_warmup(config, count_updates(config, order))
     for note in notes:
         display.say(note)
+    if doubt := doubt_about(config.task_prompt):
+        display.warn_once(doubt)
     if slow := precision_note(config.mixed_precision):
         display.say(f"note: {slow}")
     state = start.state

@@ -54,6 +54,9 @@ def test_settings_come_through_a_pipe_too(tmp_path: Path) -> None:
         ("dataset_path: /nowhere", "dataset_path: /nowhere does not exist"),
         ("- a\n- b", "must hold `key: value` lines, not a list"),
         ("a: [", "is not valid YAML"),
+        ("epochs: 1\nseed: 2\n'epochs': 5", r"run\.yaml .* epochs is given twice, in lines 1 and 3: keep one of them"),
+        ("log_with:\n- {a: 1, b: 2, a: 1}", "a is given twice, in lines 2 and 2"),
+        ("epochs: !!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
 def test_mistakes_get_one_line_that_names_the_key(tmp_path: Path, yaml: str, message: str) -> None:

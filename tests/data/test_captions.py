@@ -1,14 +1,15 @@
-"""Captions as the tokenizer reads them: which are too long for the model."""
+"""Captions as the tokenizer reads them: which are too long for the model, and which hold special tokens."""
 
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from florence2ner.data.captions import count_tokens, drop_overlong, overlong_note
+from florence2ner.data.captions import count_tokens, drop_overlong, overlong_note, special_tokens_warning
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.checkpoints.processing import TASK_TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +33,26 @@ def test_captions_over_the_limit_are_dropped_and_no_others(tokenizer: PreTrained
     assert (
         overlong_note(3, 128) == "3 captions are longer than the 128 tokens that the model can write and are left out"
     )
+
+
+def test_captions_with_special_tokens_are_counted_and_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    plain = make_samples("a < b > c", "<s", "<CAPTION>", "<loc_1 >", "<html>")
+    assert special_tokens_warning(plain, tokenizer) is None
+    samples = make_samples("a", "one</s>two", "<pad><image> <s>", "a <loc_1><loc_999>", "b</s>")
+    assert special_tokens_warning(samples, tokenizer) == (
+        "4 captions hold </s>, <image>, <loc_..>, <pad>, <s>, which the model doesn't take for text, but for signs to "
+        "itself: 1.png, 2.png, 3.png and 1 more"
+    )
+
+
+@pytest.mark.parametrize(("task", "warned"), [("<CAPTION>", True), ("<OD>", False), ("<MY_OWN>", False)])
+def test_places_belong_into_answers_about_places(tokenizer: PreTrainedTokenizerBase, task: str, warned: bool) -> None:
+    samples = make_samples("star<loc_1><loc_2><loc_3><loc_4>", task=task)
+    assert (special_tokens_warning(samples, tokenizer) is not None) == warned
+    assert special_tokens_warning(make_samples("star</s>", task=task), tokenizer) is not None
+
+
+def test_what_is_warned_of_is_what_the_tokenizer_takes_for_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    for token in (*tokenizer.all_special_tokens, *TASK_TOKENS):
+        assert len(tokenizer(token, add_special_tokens=False).input_ids) == 1
+        assert special_tokens_warning(make_samples(f"a{token}b"), tokenizer) is not None

@@ -155,7 +155,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     split, _ = discover_split(root, "<CAPTION>", eval_ratio=0.3, seed=0)
     contents = Contents.of(split, {})
     write_text(tmp_path / "split.json", split_to_json(split, root, contents))
-    read = partial(read_sample, root, task_prompt="<CAPTION>")
+    read = partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[])
     assert read_split(tmp_path / "split.json", read) == (split, contents)
 
 

@@ -32,7 +32,7 @@ def test_it_holds_names_and_comes_back(root: Path, split: Split, tmp_path: Path)
     written = json.loads(file.read_text())
     assert (written["train"], written["eval"]) == (["a.png", "b.png", "c.png", "d.png"], ["e.png", "f.png"])
     assert images_trained_on(file) == {root / key for key in written["train"]}
-    read, contents = read_split(file, partial(read_sample, root, task_prompt="<CAPTION>"))
+    read, contents = read_split(file, partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[]))
     assert read == split
     assert contents.images == {"a.png": "digest"} | {f"{n}.png": (root / f"{n}.png").stat().st_size for n in "bcdef"}
 
@@ -44,7 +44,7 @@ def test_what_is_gone_is_named_together_but_for_what_was_never_readable(
     file.write_text(split_to_json(split, root, Contents.of(split, {})))
     for name in ("a.png", "b.txt", "c.png", "c.txt", "e.png"):
         (root / name).unlink()
-    read = partial(read_split, file, partial(read_sample, root, task_prompt="<CAPTION>"))
+    read = partial(read_split, file, partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[]))
     with pytest.raises(
         UserError, match=r"^4 images or their captions are gone, .*a.png, .*b.png, .*c.png and 1 more; b"
     ):

@@ -84,18 +84,25 @@ def test_an_output_survives_a_run_that_is_killed(start: Start, tiny_model: Path,
     assert files_in(tmp_path) == {"results.json"} | {f"data/{path.name}" for path in data.iterdir()}
 
 
-def test_captions_that_are_too_long_are_counted_and_left_out_as_in_training(
+def test_captions_that_are_too_long_are_left_out_and_what_is_odd_is_warned_of_as_in_training(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     draw_dataset(data, 3, seed=1)
-    config = EvalConfig(model_name=str(tiny_model), dataset_path=data, num_beams=1, max_new_tokens=2)
+    settings = {"model_name": str(tiny_model), "dataset_path": data, "num_beams": 1, "max_new_tokens": 2}
+    config = EvalConfig(**settings, task_prompt="<CAPTON>")
+    (data / "0000.txt").write_text("a red star</s>")
     (data / "0001.txt").write_text("a red star " * 20_000)
     result = evaluate(config)
     assert [row.image for row in result.captions] == ["0000.png", "0002.png"]
     longest = load_model(tiny_model)[0].config.text_config.max_position_embeddings
     said = f"1 captions are longer than the {longest} tokens that the model can write and are left out"
-    assert said in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert warnings[0].endswith("<CAPTON> is not one of Florence-2's own tasks. Did you mean <CAPTION>?")
+    assert warnings[1].startswith("warning: 1 captions hold </s>, ")
+    assert warnings[1].endswith("0000.png")
 
     for path in data.glob("*.txt"):
         path.write_text("a red star " * 200)

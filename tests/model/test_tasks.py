@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.model.tasks import TASKS, Task, find_task, prompt_of
+from florence2ner.model.tasks import TASKS, Task, doubt_about, find_task, prompt_of
 from tests.model.support import needs_oracle
 
 REGION = "<loc_52><loc_333><loc_932><loc_774>"
@@ -90,3 +90,13 @@ def test_text_that_does_not_fit_the_task_is_refused(token: str, text: str | None
     with pytest.raises(UserError, match=message) as raised:
         prompt_of(TASKS[token], text)
     assert "\n" not in str(raised.value)
+
+
+def test_a_prompt_that_is_no_task_is_doubted_with_the_task_that_may_be_meant() -> None:
+    assert doubt_about(" <CAPTION> ") is None
+    said = "is not one of Florence-2's own tasks."
+    assert doubt_about("<GENERATE_TAGS>") == f"the task prompt <GENERATE_TAGS> {said}"
+    for prompt in ("<CAPTON>", "<caption>", "caption"):
+        assert doubt_about(prompt) == f"the task prompt {prompt} {said} Did you mean <CAPTION>?"
+    with pytest.raises(UserError, match="is more than its task"):
+        doubt_about("<CAPTION> of a dog")

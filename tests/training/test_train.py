@@ -82,7 +82,7 @@ def test_train_then_eval_then_caption(
     assert (folder / "0001.txt").read_text() != "by hand\n"
 
 
-def test_unreadable_images_are_named_and_never_end_a_run(
+def test_unreadable_images_and_odd_captions_are_named_and_never_end_a_run(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "data"
@@ -90,9 +90,12 @@ def test_unreadable_images_are_named_and_never_end_a_run(
     draw_dataset(folder / "eval", 2, seed=2)
     (folder / "train" / "0003.png").write_bytes(b"")
     (folder / "eval" / "0001.png").write_bytes(b"no picture")
-    config = make_config(dataset_path=folder, epochs=1)
+    (folder / "train" / "0002.txt").write_text("a star</s>")
+    config = make_config(dataset_path=folder, epochs=1, task_prompt="<CAPTON>")
     train(config)
     errors = capsys.readouterr().err
+    assert "warning: the task prompt <CAPTON> is not one of Florence-2's own tasks. Did you mean <CAPTION>?" in errors
+    assert "warning: 1 captions hold </s>, which the model doesn't take for text" in errors
     assert "0003.png is skipped: empty file" in errors
     assert "0001.png is left out of the evaluation: not an image that can be read" in errors
     assert figures(config.run_dir, "train/epoch")[1] == pytest.approx(5 / 6)

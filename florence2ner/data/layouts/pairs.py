@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, list_files, readable_images
-from florence2ner.data.samples import Discovery, ImageRef, Sample
+from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
 from florence2ner.errors import UserError
 from florence2ner.files import read_regular
 
@@ -12,29 +12,31 @@ from florence2ner.files import read_regular
 def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None) -> Discovery:
     """Pair every image of the dataset in `root` with the .txt of the same stem beside it; an empty one counts as none.
 
-    `folder` below `root` restricts the search to that folder; keys stay relative to `root`. Raises UserError for a
-    caption that can't be read.
+    `folder` below `root` restricts the search to that folder; keys stay relative to `root`. Captions that are not UTF-8
+    are for the caller to refuse, with `check_utf8`. Raises UserError for a caption that can't be read.
     """
     within = folder or root
     left_out = LeftOut()
+    not_utf8: list[Path] = []
     captions = {path.with_suffix(""): path for path in list_files(within, {CAPTION_EXTENSION}, left_out)}
     samples, without_caption, used = [], [], set()
     for image in readable_images(within, left_out):
         path = captions.get(image.with_suffix(""))
-        caption = _read_caption(path) if path else ""
+        caption = _read_caption(path, not_utf8) if path else ""
         used.add(path)
         if caption:
             samples.append(Sample(ImageRef.below(root, image), task_prompt, (caption,)))
         else:
             without_caption.append(image)
     without_image = [path for path in captions.values() if path not in used]
-    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), left_out)
+    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), left_out, tuple(not_utf8))
 
 
-def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
+def read_sample(root: Path, key: str, task_prompt: str, not_utf8: list[Path]) -> Sample:
     """The sample with this key, with its caption as it is now, for a run that is resumed: without any if that is gone.
 
-    The image may be gone too. Raises UserError where the caption can't be read.
+    The image may be gone too. A caption file that isn't UTF-8 is added to `not_utf8`. Raises UserError for one that
+    can't be read.
     """
     image = root / key
     usual = image.with_suffix(CAPTION_EXTENSION)
@@ -42,7 +44,7 @@ def read_sample(root: Path, key: str, task_prompt: str) -> Sample:
     others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
     for path in (usual, *others):
         if path.suffix.lower() == CAPTION_EXTENSION and path.is_file():
-            return Sample(ImageRef(key, image), task_prompt, (_read_caption(path),))
+            return Sample(ImageRef(key, image), task_prompt, (_read_caption(path, not_utf8),))
     return Sample(ImageRef(key, image), task_prompt)
 
 
@@ -50,16 +52,21 @@ def read_captions(root: Path) -> list[str]:
     """Every caption below `root`, with or without an image. Raises UserError for none, or one that can't be read."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
-    captions = [caption for path in list_files(root, {CAPTION_EXTENSION}) if (caption := _read_caption(path))]
+    not_utf8: list[Path] = []
+    files = list_files(root, {CAPTION_EXTENSION})
+    captions = [caption for path in files if (caption := _read_caption(path, not_utf8))]
+    check_utf8(not_utf8)
     if not captions:
         raise UserError(f"no caption ({CAPTION_EXTENSION}) in {root}")
     return captions
 
 
-def _read_caption(path: Path) -> str:
+def _read_caption(path: Path, not_utf8: list[Path]) -> str:
+    """The text of a caption file; "" for one that is not UTF-8, which is added to `not_utf8`."""
     try:
         return read_regular(path).strip()
     except UnicodeDecodeError:
-        raise UserError(f"the caption {path} is not UTF-8 text: save it as UTF-8") from None
+        not_utf8.append(path)
+        return ""
     except OSError as error:
         raise UserError(f"the caption {path} can't be read: {error.strerror}") from None

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-from florence2ner.data.layouts.pairs import discover_samples, read_captions
+import pytest
+
+from florence2ner import EvalConfig, UserError, evaluate
+from florence2ner.data.layouts.pairs import discover_samples, read_captions, read_sample
+from florence2ner.data.split import discover_split
 from tests.data.support import put
 
 
@@ -41,3 +45,22 @@ def test_pipes_are_left_out_and_named_once(tmp_path: Path) -> None:
         f"2 pipes, sockets or devices have the name of a file and are left out: {tmp_path}/b.txt, {tmp_path}/c.png"
     )
     assert read_captions(tmp_path) == ["a caption", "of a pipe"]
+
+
+def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "good.png", "café")
+    bad = [put(tmp_path / folder / f"{n}.png").with_suffix(".txt") for folder in ("train", "eval") for n in range(5)]
+    for path in bad:
+        path.write_bytes("café".encode("latin-1"))
+    message = f"10 captions are not UTF-8 text, save them as UTF-8: {', '.join(map(str, bad))}"
+    with pytest.raises(UserError) as error:
+        discover_split(tmp_path, "<CAPTION>", eval_ratio=0.1, seed=0)
+    assert str(error.value) == message
+    with pytest.raises(UserError, match="10 captions are not UTF-8 text"):
+        read_captions(tmp_path)
+    named: list[Path] = []
+    for path in bad:
+        read_sample(tmp_path, path.with_suffix(".png").relative_to(tmp_path).as_posix(), "<CAPTION>", named)
+    assert named == bad
+    with pytest.raises(UserError, match="5 captions are not UTF-8 text"):
+        evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere"))
