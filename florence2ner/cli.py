@@ -16,7 +16,7 @@ import typer
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
-from florence2ner.display import hide_lines_of_deepspeed
+from florence2ner.display import Display, hide_lines_of_deepspeed
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
 
@@ -179,18 +179,24 @@ def _caption(config: CaptionConfig) -> int:
 @app.command("init-model")
 def _init_model(
     directory: Annotated[Path, typer.Argument(help="New folder for the model.")],
-    dataset_path: Annotated[Path, typer.Option(help="Folder with captions (.txt) to make the vocabulary from.")],
+    dataset_path: Annotated[Path, typer.Option(help="Folder with captions to make the vocabulary from.")],
     preset: Annotated[
         Literal["tiny", "base", "large"],
         typer.Option(help="tiny learns small pictures on a CPU; base and large have the real sizes."),
     ] = "tiny",
+    caption_extension: Annotated[str, typer.Option(help="Extension of the caption files.")] = ".txt",
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 42,
 ) -> None:
     """Make a new Florence-2 with random weights and a vocabulary of its own."""
+    from florence2ner.data.formats import LeftOut
     from florence2ner.data.layouts.pairs import read_captions
     from florence2ner.model.checkpoints.scratch import init_model
 
-    init_model(directory, preset=preset, captions=read_captions(dataset_path), seed=seed)
+    left_out = LeftOut()
+    captions = read_captions(dataset_path, extension=caption_extension, left_out=left_out)
+    for line in left_out.report():
+        Display(is_main=True).warn(line)
+    init_model(directory, preset=preset, captions=captions, seed=seed)
 
 
 @app.command("convert")

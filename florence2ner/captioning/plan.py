@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from florence2ner.config.commands import CaptionConfig
-from florence2ner.data.formats import ALL_EXTENSIONS
+from florence2ner.data.formats import check_caption_extension
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable
@@ -102,8 +102,7 @@ def _check_places(config: CaptionConfig, folders: set[Path]) -> None:
 
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
     """Raise UserError for the extension of an image format, and for "append" or "prepend" to answers in JSON."""
-    if Path(f"a{config.caption_extension}").suffix.lower() in ALL_EXTENSIONS:
-        raise UserError(f"--caption-extension {config.caption_extension} is for images: choose another, such as .txt")
+    check_caption_extension(config.caption_extension)
     boxes = [question.prompt for question in questions if not question.is_text]
     if config.existing in ("append", "prepend") and boxes:
         raise UserError(

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import MAX_PIXELS, UserPath, check_file
+from florence2ner.config.options import EXTENSION_PATTERN, MAX_PIXELS, UserPath, check_file
 
 
 class ImageOptions(Config):
@@ -54,7 +54,7 @@ class OutputOptions(Config):
     )
     separator: str = option(" ", "What append and prepend put between the old text and the new.")
     backup: bool = option(False, "Keep the old text as a .bak before it is overwritten or extended.")
-    caption_extension: str = option(".txt", "Extension of the caption files.", pattern=r"^\.[^/\\]+$")
+    caption_extension: str = option(".txt", "Extension of the caption files.", pattern=EXTENSION_PATTERN)
     output_dir: UserPath | None = option(
         None, "Folder for the caption files, in the same tree as the images. none: beside the images."
     )
@@ -82,8 +82,8 @@ class OutputOptions(Config):
     @field_validator("failures")
     @classmethod
     def _failures_is_a_file(cls, value: Path | None) -> Path | None:
-        if value:
-            check_file(value, "failures.jsonl")
+        if value and value.is_dir():
+            raise ValueError(f"{value} is a folder; name a file, such as failures.jsonl")
         return value
 
     @model_validator(mode="after")

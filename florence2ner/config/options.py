@@ -44,12 +44,18 @@ class ModelOptions(Config):
     )
 
 
+EXTENSION_PATTERN = r"^\.[^/\\]+$"  # of caption files
+
+
 class PromptOptions(Config):
-    """Which task the captions of a dataset answer."""
+    """Where the captions of a dataset are, and which task they answer."""
 
     panel: ClassVar[str] = "Data"
 
     task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.")
+    caption_extension: str = option(
+        ".txt", "Extension of the caption files, such as kohya's .caption.", pattern=EXTENSION_PATTERN
+    )
 
 
 class Decoding(Config):

@@ -34,7 +34,8 @@ class DatasetOptions(PromptOptions):
     panel: ClassVar[str] = "Data"
 
     dataset_path: DatasetFolder = option(
-        ..., "Folder of images, each with a caption in a .txt file of the same name; subfolders too."
+        ...,
+        "Folder of images, each with its caption in a file of the same name (see caption_extension); subfolders too.",
     )
     eval_split_ratio: float = option(
         0.1, "Share of the images held out for evaluation when the dataset has no eval/ folder.", gt=0, lt=1

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from florence2ner.display import name_some
+from florence2ner.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
@@ -18,6 +19,7 @@ PLUGINS = {".heic": "pillow_heif", ".heif": "pillow_heif", ".hif": "pillow_heif"
 PACKAGES = {"pillow_heif": "pillow-heif", "pillow_jxl": "pillow-jxl-plugin"}
 ALL_EXTENSIONS = IMAGE_EXTENSIONS | PLUGINS.keys()
 CAPTION_EXTENSION = ".txt"
+CAPTION_EXTENSIONS = (CAPTION_EXTENSION, ".caption")  # the usual ones: .caption is kohya's default
 
 
 @dataclass
@@ -134,6 +136,14 @@ def _visible_entries(folder: str, listed: set[tuple[int, int]], unreadable: list
     except OSError:
         unreadable.append(Path(folder))
         return []
+
+
+def check_caption_extension(extension: str) -> None:
+    """Raise UserError where the extension of caption files has no dot, or is that of an image format."""
+    if not extension.startswith("."):
+        raise UserError(f"--caption-extension {extension} doesn't begin with a dot: give .{extension}")
+    if Path(f"a{extension}").suffix.lower() in ALL_EXTENSIONS:
+        raise UserError(f"--caption-extension {extension} is for images: choose another, such as .txt")
 
 
 def sidecar_of(image: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
-from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.layouts.pairs import discover_samples, no_captions
 from florence2ner.data.samples import Discovery, Sample, check_utf8
 from florence2ner.errors import UserError
 
@@ -24,25 +24,25 @@ class Split:
         return len(self.train) + len(self.eval)
 
 
-def discover_split(root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int) -> tuple[Split, Discovery]:
+def discover_split(
+    root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int, extension: str = CAPTION_EXTENSION
+) -> tuple[Split, Discovery]:
     """The train and eval samples of the dataset in `root`, and what was discovered in it.
 
     Training samples come from `root/train` where it exists, else from `root`. Held out are the samples of `root/eval`
     where it exists, else a share `eval_ratio` of those found, chosen by `seed` alone; with `eval_ratio` None, nothing.
-    Images in `root/eval`, or linked from there, are never trained on. Raises UserError when nothing is left to train or
-    evaluate on.
+    Images in `root/eval`, or linked from there, are never trained on. `extension` is that of the caption files. Raises
+    UserError when nothing is left to train or evaluate on, and for captions that are not UTF-8.
     """
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
-    found = discover_samples(root, task_prompt, folder=train_root if train_root.is_dir() else root)
+    folder = train_root if train_root.is_dir() else root
+    found = discover_samples(root, task_prompt, folder=folder, extension=extension)
     held_out = None
     if eval_root.is_dir() and eval_ratio is not None:
-        held_out = discover_samples(root, task_prompt, folder=eval_root)
+        held_out = discover_samples(root, task_prompt, folder=eval_root, extension=extension)
     check_utf8(tuple(dict.fromkeys(found.not_utf8 + (held_out.not_utf8 if held_out else ()))))
     if not found.samples:
-        raise UserError(
-            f"no image with a caption in {root}: each image needs a {CAPTION_EXTENSION} of the same name beside it "
-            f"({len(found.images_without_caption)} images without a caption were found)"
-        )
+        raise no_captions(folder, found, extension)
     train = found.samples
     if eval_root.is_dir():
         hidden = {os.path.realpath(image) for image in readable_images(eval_root)}

@@ -70,13 +70,23 @@ def find_start(config: TrainConfig) -> Start:
         check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:
         ratio = config.eval_split_ratio if config.eval_steps else None
-        split, found = discover_split(config.dataset_path, config.task_prompt, eval_ratio=ratio, seed=config.seed)
+        split, found = discover_split(
+            config.dataset_path,
+            config.task_prompt,
+            eval_ratio=ratio,
+            seed=config.seed,
+            extension=config.caption_extension,
+        )
         model_name = find_model(config.model_name)
         notes = found.report()
         if model_name != config.model_name:
             notes.append(f"starting from {model_name}")
         return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
+    return _resume(config, checkpoint)
 
+
+def _resume(config: TrainConfig, checkpoint: Path) -> Start:
+    """Read from the disk what a resumed run starts from. Raises UserError where that doesn't fit the settings."""
     for name in (SPLIT_FILE, SETTINGS_FILE):
         if not (checkpoint.parent / name).is_file():
             raise UserError(f"can't resume from {checkpoint}: {name} of its run is not beside it")
@@ -86,7 +96,13 @@ def find_start(config: TrainConfig) -> Start:
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
     not_utf8: list[Path] = []
-    read = partial(read_sample, config.dataset_path, task_prompt=config.task_prompt, not_utf8=not_utf8)
+    read = partial(
+        read_sample,
+        config.dataset_path,
+        task_prompt=config.task_prompt,
+        not_utf8=not_utf8,
+        extension=config.caption_extension,
+    )
     split, before = read_split(checkpoint.parent / SPLIT_FILE, read, unreadable=state.unreadable)
     check_utf8(not_utf8)
     if changed := before.changed_captions(split):

@@ -1,9 +1,7 @@
 """Runs with the feature cache: the same weights as without it, and each image encoded once."""
 
 import json
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from florence2ner import UserError, train
 from florence2ner.engine.run_files import list_checkpoints
+from florence2ner.files import has_text, lock
 from florence2ner.model.inputs import Features, Pixels
 from florence2ner.model.vision import VisionEncoder
 from tests.conftest import MakeConfig, Start
@@ -178,25 +177,21 @@ def test_a_process_with_a_full_cache_waits_for_one_that_encodes_for_longer_than_
 def test_a_process_waits_for_one_that_identifies_images_for_longer_than_the_timeout(
     make_config: MakeConfig, start: Start, tmp_path: Path
 ) -> None:
-    """Of two machines with caches of their own, one reads slowly: its list of known images is a pipe."""
+    """Of two machines with caches of their own, one reads slowly: another holds the lock of its list of images."""
     settings = {"feature_cache": "disk", "feature_cache_dir": "features", "max_steps": 1, "eval_steps": None}
     file = write(make_config(process_timeout=5, **settings), tmp_path)
     port = free_port()
     for rank in range(2):
         (tmp_path / str(rank) / "features").mkdir(parents=True)
-    slow = tmp_path / "1" / "features" / "digests.jsonl"
-    os.mkfifo(slow)
-    machines = [
-        start("florence2ner", "train", "--config", file, cwd=tmp_path / str(rank), **launched(rank, 2, port))
-        for rank in range(2)
-    ]
-    writer = None
-    while writer is None:
-        assert machines[1].poll(0.01) is None, machines[1].stderr
-        with suppress(OSError):  # until somebody reads it
-            writer = os.open(slow, os.O_WRONLY | os.O_NONBLOCK)
-    assert machines[0].poll(5 + 3) is None, machines[0].stderr
-    slow.unlink()
-    os.close(writer)
+    quick, slow = (tmp_path / str(rank) / "features" / "digests.jsonl" for rank in range(2))
+    with lock(slow):
+        machines = [
+            start("florence2ner", "train", "--config", file, cwd=tmp_path / str(rank), **launched(rank, 2, port))
+            for rank in range(2)
+        ]
+        while not has_text(quick):
+            assert machines[0].poll(0.01) is None, machines[0].stderr
+        assert machines[0].poll(5 + 3) is None, machines[0].stderr
+        assert not has_text(slow)
     for machine in machines:
         finish(machine)

@@ -1,24 +1,36 @@
-"""The dataset layout of kohya_ss and OneTrainer: an image and, beside it, a .txt with its caption."""
+"""The dataset layout of kohya_ss and OneTrainer: an image and, beside it, a text file with its caption."""
 
 import glob
 from pathlib import Path
 
-from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, list_files, readable_images
+from florence2ner.data.formats import (
+    CAPTION_EXTENSION,
+    CAPTION_EXTENSIONS,
+    LeftOut,
+    check_caption_extension,
+    list_files,
+    readable_images,
+)
 from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
 from florence2ner.errors import UserError
 from florence2ner.files import read_regular
 
 
-def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None) -> Discovery:
-    """Pair every image of the dataset in `root` with the .txt of the same stem beside it; an empty one counts as none.
+def discover_samples(
+    root: Path, task_prompt: str, *, folder: Path | None = None, extension: str = CAPTION_EXTENSION
+) -> Discovery:
+    """Pair every image of the dataset in `root` with the caption file of the same stem beside it.
 
-    `folder` below `root` restricts the search to that folder; keys stay relative to `root`. Captions that are not UTF-8
-    are for the caller to refuse, with `check_utf8`. Raises UserError for a caption that can't be read.
+    Caption files have `extension`, in upper or lower case; an empty one counts as none. `folder` below `root` restricts
+    the search to that folder; keys stay relative to `root`. Captions that are not UTF-8 are for the caller to refuse,
+    with `check_utf8`. Raises UserError for a caption that can't be read, and for the extension of images.
     """
+    check_caption_extension(extension)
     within = folder or root
     left_out = LeftOut()
     not_utf8: list[Path] = []
-    captions = {path.with_suffix(""): path for path in list_files(within, {CAPTION_EXTENSION}, left_out)}
+    files = list_files(within, {extension.lower()}, left_out)
+    captions = {path.with_name(path.name[: -len(extension)]): path for path in files}
     samples, without_caption, used = [], [], set()
     for image in readable_images(within, left_out):
         path = captions.get(image.with_suffix(""))
@@ -32,33 +44,56 @@ def discover_samples(root: Path, task_prompt: str, *, folder: Path | None = None
     return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), left_out, tuple(not_utf8))
 
 
-def read_sample(root: Path, key: str, task_prompt: str, not_utf8: list[Path]) -> Sample:
+def no_captions(folder: Path, found: Discovery, extension: str) -> UserError:
+    """The error for a folder in which nothing with a caption was found; it says where captions may be instead."""
+    return UserError(
+        f"no image with a caption in {folder}: each image needs a {extension} of the same name beside it "
+        f"({len(found.images_without_caption)} images without a caption were found){_other_captions(folder, extension)}"
+    )
+
+
+def read_sample(
+    root: Path, key: str, task_prompt: str, not_utf8: list[Path], *, extension: str = CAPTION_EXTENSION
+) -> Sample:
     """The sample with this key, with its caption as it is now, for a run that is resumed: without any if that is gone.
 
     The image may be gone too. A caption file that isn't UTF-8 is added to `not_utf8`. Raises UserError for one that
     can't be read.
     """
     image = root / key
-    usual = image.with_suffix(CAPTION_EXTENSION)
+    usual = image.with_name(image.stem + extension)
     # Finding .TXT or .Txt takes a listing of the folder, which is slow: only where there is no .txt.
     others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
     for path in (usual, *others):
-        if path.suffix.lower() == CAPTION_EXTENSION and path.is_file():
+        is_caption = path.name[len(image.stem) :].lower() == extension.lower()
+        if is_caption and path.is_file():
             return Sample(ImageRef(key, image), task_prompt, (_read_caption(path, not_utf8),))
     return Sample(ImageRef(key, image), task_prompt)
 
 
-def read_captions(root: Path) -> list[str]:
-    """Every caption below `root`, with or without an image. Raises UserError for none, or one that can't be read."""
+def read_captions(root: Path, *, extension: str = CAPTION_EXTENSION, left_out: LeftOut | None = None) -> list[str]:
+    """Every caption below `root`, with or without an image. What is passed over is added to `left_out`.
+
+    Raises UserError for none, for any that can't be read or are not UTF-8, and for the extension of images.
+    """
+    check_caption_extension(extension)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     not_utf8: list[Path] = []
-    files = list_files(root, {CAPTION_EXTENSION})
+    files = list_files(root, {extension.lower()}, left_out)
     captions = [caption for path in files if (caption := _read_caption(path, not_utf8))]
     check_utf8(not_utf8)
     if not captions:
-        raise UserError(f"no caption ({CAPTION_EXTENSION}) in {root}")
+        raise UserError(f"no caption ({extension}) in {root}{_other_captions(root, extension)}")
     return captions
+
+
+def _other_captions(folder: Path, extension: str) -> str:
+    """A clause about caption files in a folder that have another extension, and the option that reads them."""
+    for other in CAPTION_EXTENSIONS:
+        if other != extension.lower() and (files := list_files(folder, {other})):
+            return f"; {len(files)} captions are in {other} files: --caption-extension {other} reads them"
+    return ""
 
 
 def _read_caption(path: Path, not_utf8: list[Path]) -> str:

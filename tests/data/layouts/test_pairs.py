@@ -64,3 +64,47 @@ def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> N
     assert named == bad
     with pytest.raises(UserError, match="5 captions are not UTF-8 text"):
         evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere"))
+
+
+def test_captions_of_another_extension_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", "the .txt")
+    put(tmp_path / "b.b.png")
+    put(tmp_path / "c.png")
+    for name in ("a.caption", "b.b.Caption", "c.x.caption"):
+        (tmp_path / name).write_text(name)
+    found = discover_samples(tmp_path, "<CAPTION>", extension=".caption")
+    assert [sample.caption for sample in found.samples] == ["a.caption", "b.b.Caption"]
+    assert [read_sample(tmp_path, s.image.key, "<CAPTION>", extension=".caption") for s in found.samples] == [
+        *found.samples
+    ]
+    with pytest.raises(UserError, match="or its caption is gone"):
+        read_sample(tmp_path, "c.png", "<CAPTION>", extension=".caption")
+    assert [s.caption for s in discover_samples(tmp_path, "<CAPTION>", extension=".X.caption").samples] == [
+        "c.x.caption"
+    ]
+    assert read_captions(tmp_path, extension=".caption") == ["a.caption", "b.b.Caption", "c.x.caption"]
+    for extension, said in ((".PNG", "is for images"), ("caption", r"doesn't begin with a dot: give \.caption")):
+        with pytest.raises(UserError, match=f"--caption-extension {extension} {said}"):
+            discover_samples(tmp_path, "<CAPTION>", extension=extension)
+
+
+@pytest.mark.parametrize(("written", "asked"), [(".caption", ".txt"), (".txt", ".caption")])
+@pytest.mark.parametrize("folder", ["", "train", "eval"])
+def test_captions_of_another_extension_are_pointed_to_where_there_are_no_others(
+    tmp_path: Path, written: str, asked: str, folder: str
+) -> None:
+    for name in "abc":
+        put(tmp_path / folder / f"{name}.png").with_suffix(written).write_text(name)
+    hint = f"; 3 captions are in {written} files: --caption-extension {written} reads them"
+    missing = f"each image needs a {asked} of the same name beside it (3 images without a caption were found)"
+    with pytest.raises(UserError) as error:
+        discover_split(tmp_path, "<CAPTION>", eval_ratio=0.4, seed=0, extension=asked)
+    where = tmp_path / ("train" if folder == "train" else "")
+    assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
+    where = tmp_path / ("eval" if folder == "eval" else "")
+    with pytest.raises(UserError) as error:
+        evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere", caption_extension=asked))
+    assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
+    with pytest.raises(UserError) as error:
+        read_captions(tmp_path, extension=asked)
+    assert str(error.value) == f"no caption ({asked}) in {tmp_path}{hint}"
