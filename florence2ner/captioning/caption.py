@@ -6,6 +6,8 @@ from florence2ner.data.formats import LeftOut, discover_images
 from florence2ner.display import Display
 from florence2ner.engine import launcher
 from florence2ner.model.tasks import doubt_about
+from florence2ner.outputs.imagefolder import unseen_metadata
+from florence2ner.outputs.records import METADATA
 
 _SHOWN = 10  # images named by --dry-run
 
@@ -29,6 +31,8 @@ def caption(config: CaptionConfig) -> CaptionSummary:
         images = discover_images(config.paths, left_out)
         for line in left_out.report():
             display.warn(line)
+        if config.output and config.output.name == METADATA and (warning := unseen_metadata(config.output, images)):
+            display.warn(warning)
         plan = make_plan(config, images)
         if config.dry_run:
             _show(plan, display)
