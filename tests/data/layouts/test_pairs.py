@@ -74,7 +74,7 @@ def test_captions_of_another_extension_are_read_where_that_is_asked_for(tmp_path
         (tmp_path / name).write_text(name)
     found = discover_samples(tmp_path, "<CAPTION>", extension=".caption")
     assert [sample.caption for sample in found.samples] == ["a.caption", "b.b.Caption"]
-    assert [read_sample(tmp_path, s.image.key, "<CAPTION>", extension=".caption") for s in found.samples] == [
+    assert [read_sample(tmp_path, s.image.key, "<CAPTION>", [], extension=".caption") for s in found.samples] == [
         *found.samples
     ]
     with pytest.raises(UserError, match="or its caption is gone"):
