@@ -14,6 +14,7 @@ from florence2ner.errors import UserError, did_you_mean
 AnswerKind = Literal["text", "boxes", "phrases", "proposals", "quads", "polygons", "boxes_or_polygons"]
 
 _REGION = re.compile(r"(?:<loc_[0-9]{1,3}>){4}")
+_SIGN = re.compile(r"</?s>|<(?:pad|unk|mask|image)>")
 _LONGEST_NAME = 40
 
 
@@ -72,9 +73,10 @@ def find_task(prompt: str) -> Task:
     """The task that a prompt asks for. A prompt that is not Microsoft's (`<GENERATE_TAGS>`, a question) asks for text.
 
     Different prompts get different names, but for their case and punctuation. Raises UserError when a known token is
-    only a part of the prompt; the user has to give the rest with --text.
+    only a part of the prompt; the user has to give the rest with --text. Raises it too for a token such as </s>.
     """
     prompt = prompt.strip()
+    _check_signs("the task prompt", prompt)
     if prompt in TASKS:
         return TASKS[prompt]
     for task in TASKS.values():
@@ -94,6 +96,12 @@ def doubt_about(prompt: str) -> str | None:
     if token in TASKS:
         return None
     return f"the task prompt {token} is not one of Florence-2's own tasks.{did_you_mean(token.upper(), TASKS)}"
+
+
+def _check_signs(what: str, text: str) -> None:
+    """Raise UserError where a text holds a token of the tokenizer that stands for no text."""
+    if found := _SIGN.search(text):
+        raise UserError(f"{what} holds {found[0]}, which the model doesn't take for text, but for a sign: leave it out")
 
 
 def _safe_name(prompt: str) -> str:
@@ -128,4 +136,5 @@ def prompt_of(task: Task, text: str | None = None) -> str:
     for token in TASKS:
         if token in text:
             raise UserError(f"--text holds the task {token}: {task.token} must be followed by plain text")
+    _check_signs("--text", text)
     return task.token + text

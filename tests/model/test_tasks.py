@@ -64,6 +64,7 @@ def test_other_prompts_ask_for_text(prompt: str, name: str) -> None:
     [
         ("<CAPTION_TO_PHRASE_GROUNDING>a dog", "give <CAPTION_TO_PHRASE_GROUNDING> alone, and --text 'a dog'"),
         ("<CAPTION> please", "give <CAPTION> alone"),
+        ("What is <image>?", "the task prompt holds <image>, which the model doesn't take for text"),
     ],
 )
 def test_a_prompt_around_a_task_is_refused(prompt: str, message: str) -> None:
@@ -78,6 +79,12 @@ def test_a_prompt_around_a_task_is_refused(prompt: str, message: str) -> None:
         ("<OPEN_VOCABULARY_DETECTION>", None, 'give it with --text, such as --text "a red car"'),
         ("<OPEN_VOCABULARY_DETECTION>", " \n", "give it with --text"),
         ("<OPEN_VOCABULARY_DETECTION>", "<OD> dog", "--text holds the task <OD>"),
+        (
+            "<CAPTION_TO_PHRASE_GROUNDING>",
+            "a <image> of a cat",
+            "--text holds <image>, which the model doesn't take for",
+        ),
+        ("<CAPTION_TO_PHRASE_GROUNDING>", "a cat</s>", "--text holds </s>"),
         ("<REGION_TO_OCR>", None, 'such as --text "<loc_100><loc_250><loc_500><loc_750>"'),
         ("<REGION_TO_OCR>", "10,20,30,40", "must be <loc_x1><loc_y1><loc_x2><loc_y2>"),
         ("<REGION_TO_OCR>", "<loc_1><loc_2><loc_3>", "each from 0 to 999"),
