@@ -1,15 +1,18 @@
 """Writing files: atomically, with locks between processes, and with backups of what the user had."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from io import SEEK_END, RawIOBase
+from io import SEEK_END
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from filelock import FileLock
 
@@ -105,18 +108,20 @@ def remove_lock(path: Path) -> None:
     Path(lock(path).lock_file).unlink(missing_ok=True)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append whole lines to a file that other processes append to as well.
+def append_text(path: Path, text: str, find_end: Callable[[BinaryIO], tuple[int, str]] | None = None) -> None:
+    """Append whole rows to a file that other processes append to as well; by default, lines of JSON.
 
-    A last line without its newline, left by a process that was killed, is removed first. Raises UserError where the
-    file can't be written to or the disk is full; no part of `text` then stays in it.
+    `find_end` returns where the whole rows of the open file end, in bytes, and what they lack, such as a last newline.
+    What comes after them, left by a process that was killed, is removed. Raises UserError where the file can't be
+    written to or the disk is full; no part of `text` then stays in it.
     """
     try:
         with lock(path), open(path, "ab+", buffering=0) as file:
-            end = _end_of_last_line(file)
+            with open(path, "rb") as reader:
+                end, lacking = (find_end or end_of_json_lines)(reader)
             try:
                 file.truncate(end)
-                rest = memoryview(text.encode())
+                rest = memoryview((lacking + text).encode())
                 while rest:  # an unbuffered write may take only a part, as on a disk that is filling up
                     rest = rest[file.write(rest) :]
             except OSError:
@@ -127,12 +132,34 @@ def append_text(path: Path, text: str) -> None:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _end_of_last_line(file: RawIOBase) -> int:
-    """The position in bytes just after the last newline of an open file; 0 where there is none."""
-    position = file.seek(0, SEEK_END)
+def end_of_json_lines(file: BinaryIO) -> tuple[int, str]:
+    """Where the whole lines of an open JSON Lines file end, in bytes, and what the last one lacks: a newline, if any.
+
+    A last line without a newline is left out only where it is the beginning of an object or array. Other lines are
+    whole, or not written by us: an editor may have dropped the newline.
+    """
+    size = file.seek(0, SEEK_END)
+    end = _end_of_last_line(file, size)
+    file.seek(end)
+    tail = file.read()
+    return (end, "") if not tail or is_torn_json(tail) else (size, "\n")
+
+
+def is_torn_json(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object or array whose end is missing."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.startswith((b"{", b"["))
+    return False
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    """The position in bytes just after the last newline of an open file of `size` bytes; 0 where there is none."""
+    position = size
     while position:
         start = file.seek(max(0, position - 65536))
-        newline = (file.read(position - start) or b"").rfind(b"\n")
+        newline = file.read(position - start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         position = start

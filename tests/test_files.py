@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.files import temporary, write_text
+from florence2ner.files import append_text, temporary, write_text
 
 
 def test_write_text_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
@@ -22,3 +22,20 @@ def test_temporary_names_differ_between_machines_and_fit_any_file_system(tmp_pat
     name = temporary(tmp_path / ("x" * 250 + ".txt")).name
     assert socket.gethostname() in name
     assert len(name) < 255
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ('["a", 1]', '["a", 1]\n'),
+        ('{"a": 1}\n{"b": 2}', '{"a": 1}\n{"b": 2}\n'),
+        ('{"a": 1}\n{"b": ', '{"a": 1}\n'),
+        ('["a", ', ""),
+        ("# a note by hand", "# a note by hand\n"),
+    ],
+)
+def test_of_what_is_there_only_a_torn_line_of_json_is_cut(tmp_path: Path, before: str, kept: str) -> None:
+    path = tmp_path / "digests.jsonl"
+    path.write_text(before)
+    append_text(path, '["new", 2]\n')
+    assert path.read_text() == f'{kept}["new", 2]\n'

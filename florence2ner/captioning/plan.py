@@ -128,5 +128,12 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
         )
     if str(config.output) == STANDARD_OUTPUT:
         return StandardOutput(questions, config.model_name, settings, shared=launcher.processes() > 1)
-    overwrite = config.existing == "overwrite"
-    return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)
+    return RecordFile(
+        config.output,
+        questions,
+        config.model_name,
+        settings,
+        overwrite=config.existing == "overwrite",
+        backup=config.backup,
+        csv_safe=config.csv_safe,
+    )

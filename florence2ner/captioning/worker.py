@@ -36,7 +36,7 @@ from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task
 from florence2ner.outputs.answers import Answer, Content, Question, Record
-from florence2ner.outputs.records import json_line
+from florence2ner.outputs.forms import json_line
 
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
 _GO_ON = "the same command goes on with the rest"

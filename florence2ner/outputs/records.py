@@ -1,12 +1,11 @@
 """Outputs with the captions of all images as rows of one file (JSON Lines, CSV, JSON) or of standard output."""
 
 import csv
-import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from florence2ner.errors import UserError
 from florence2ner.files import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
+from florence2ner.outputs.forms import Csv, Form, JsonLines, json_line
 
 METADATA = "metadata.jsonl"  # the file that the "imagefolder" loader of Hugging Face datasets reads
 STANDARD_OUTPUT = "-"
@@ -36,7 +36,14 @@ class RecordFile:
     settings: Mapping[str, Any]
     overwrite: bool = False
     backup: bool = False
+    csv_safe: bool = False
+    _form: Form = field(init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)  # (name of the image, prompt) of each answer
+
+    def __post_init__(self) -> None:
+        """Choose the form of the rows by the file's name."""
+        key = "file_name" if self._is_metadata else "path"
+        self._form = Csv(safe=self.csv_safe) if self.path.suffix == ".csv" else JsonLines(key)
 
     def look(self, images: Sequence[Path]) -> None:
         """Read which answers the file has already.
@@ -51,7 +58,7 @@ class RecordFile:
         self._done = set()
         if not self.overwrite:
             for path in {self.path, self._lines}:
-                for row in _read_rows(path):
+                for row in self._read(path):
                     self._done |= self._keys_of(row, path)
 
     def open(self) -> None:
@@ -69,8 +76,8 @@ class RecordFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the folder {self.path.parent} ({error.strerror})") from error
-        if self.path.suffix == ".csv" and not has_text(self.path):
-            append_text(self.path, _csv_line(_COLUMNS))
+        if self.path.suffix == ".csv":
+            append_text(self.path, "", self._form.find_end)  # the header
 
     def missing(self, image: Path) -> tuple[Question, ...]:
         """The questions whose answers are not in the file."""
@@ -84,13 +91,13 @@ class RecordFile:
     def write(self, records: Sequence[Record]) -> None:
         """Append the rows of some images, in one go."""
         lines = [line for record in records for line in self._lines_of(record)]
-        append_text(self._lines, "".join(lines))
+        append_text(self._lines, "".join(lines), self._form.find_end)
 
     def finish(self) -> None:
         """Write the array of a .json file, and remove temporary and lock files."""
         if self.path.suffix == ".json" and (self._lines.exists() or not self.path.exists()):
             # A dict, since a run that was killed between the next two statements has left its rows in both files.
-            rows = {(row["path"], row["task"]): row for row in (*_read_rows(self.path), *_read_rows(self._lines))}
+            rows = {(row["path"], row["task"]): row for row in (*self._read(self.path), *self._read(self._lines))}
             write_text(self.path, json.dumps(list(rows.values()), ensure_ascii=False, indent=1) + "\n")
             self._lines.unlink(missing_ok=True)
         remove_lock(self._lines)
@@ -113,11 +120,24 @@ class RecordFile:
         if self._is_metadata:
             answers = {self._column_of(answer.question): answer.content for answer in record.answers}
             if len(answers) == len(self.questions):
-                yield json_line({"file_name": name} | answers)
+                yield self._form.text_of({"file_name": name} | answers)
             return
         for answer in record.answers:
-            row = row_of(name, record, answer, self.model, self.settings)
-            yield _csv_line(row[column] for column in _COLUMNS) if self.path.suffix == ".csv" else json_line(row)
+            yield self._form.text_of(row_of(name, record, answer, self.model, self.settings))
+
+    def _read(self, path: Path) -> Iterator[Any]:
+        """The rows of an earlier run's file. Raises UserError where it can't be read or is not ours."""
+        try:
+            if has_text(path):
+                yield from _read_array(path) if path.suffix == ".json" else self._form.read(path)
+        except UserError:
+            raise
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(
+                f"{path} can't be read as {path.suffix} ({error}): name another file for --output"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror}") from None
 
     def _column_of(self, question: Question) -> str:
         """The column of a metadata.jsonl with the answers to a question."""
@@ -192,13 +212,8 @@ class StandardOutput:
             remove_lock(self._turns)
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON, with its newline."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def row_of(name: str, record: Record, answer: Answer, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The row for an answer, with the image's size and how the answer was made; `_COLUMNS` are its keys."""
+    """The row for an answer, with the image's size and how the answer was made; `COLUMNS` are its keys."""
     return {
         "path": name,
         "caption": answer.content,
@@ -212,39 +227,8 @@ def row_of(name: str, record: Record, answer: Answer, model: str, settings: Mapp
     }
 
 
-_COLUMNS = ("path", "caption", "task", "model", "settings", "width", "height", "seconds", "flags")
-
-
-def _csv_line(cells: Iterable[Any]) -> str:
-    """A row of CSV with its newline. Line breaks in cells become spaces; cells that are not text or numbers, JSON.
-
-    With one line per row, `append_text` can remove the incomplete last row of a process that was killed.
-    """
-    text = io.StringIO()
-    plain = (cell if isinstance(cell, (str, int, float)) else json.dumps(cell, ensure_ascii=False) for cell in cells)
-    joined = (" ".join(cell.splitlines()) if isinstance(cell, str) else cell for cell in plain)
-    csv.writer(text, lineterminator="\n").writerow(joined)
-    return text.getvalue()
-
-
-def _read_rows(path: Path) -> Iterator[Any]:
-    """The rows of an earlier run's file; an incomplete last line, left when that run was killed, is skipped.
-
-    Raises UserError where the file can't be read.
-    """
-    try:
-        if not has_text(path):
-            return
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise ValueError("no array")
-            yield from rows
-            return
-        with path.open(encoding="utf-8", newline="\n") as file:
-            lines = (line for line in file if line.endswith("\n"))
-            yield from csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines)
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as {path.suffix} ({error}): name another file for --output") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+def _read_array(path: Path) -> list[Any]:
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise ValueError("no array")
+    return rows
