@@ -6,15 +6,15 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import SEEK_END
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from florence2ner.errors import UserError
 
@@ -106,6 +106,46 @@ def lock(path: Path) -> FileLock:
 def remove_lock(path: Path) -> None:
     """Remove the file of `lock(path)`. To be called when no process of this run writes any more."""
     Path(lock(path).lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """A context manager that keeps `path` for this process, for as long as a whole run.
+
+    The lock file is hidden beside `path`, and names the process and its host. The system frees it when that dies. Where
+    another process holds it, a UserError says at once who that is; `what` is how to call `path` then. Raises UserError,
+    too, where the folder can't be made or written to.
+    """
+    place = _held(path)
+    mine = FileLock(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        mine.acquire(timeout=0)
+    except Timeout:
+        holder = ""
+        with suppress(OSError, UnicodeDecodeError):
+            holder = place.read_text(encoding="utf-8").strip()
+        raise UserError(f"{what} is in use by {holder or 'another process'}: start again when that has ended") from None
+    except OSError as error:
+        raise UserError(f"can't lock {place}: {error.strerror or error}") from error
+    try:
+        place.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            place.unlink()  # before it is freed, so that it isn't another's by then
+        mine.release()
+
+
+def check_free(path: Path, what: str) -> None:
+    """Raise UserError where another process is in `hold(path)`, which says who that is."""
+    if _held(path).exists():
+        with hold(path, what):
+            pass
+
+
+def _held(path: Path) -> Path:
+    return path.with_name(f".{path.name}.held")
 
 
 def append_text(path: Path, text: str, find_end: Callable[[BinaryIO], tuple[int, str]] | None = None) -> None:

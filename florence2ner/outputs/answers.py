@@ -1,6 +1,7 @@
 """The questions asked about images, the model's answers, and the interface of the outputs that write them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +39,13 @@ class Record:
 
 
 class Output(Protocol):
-    """Where captions are written. Every process may call `write`; the main process calls the rest, `look` first."""
+    """Where captions are written. Every process may call `write`; the main process calls the rest, in this order."""
+
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """A context manager that keeps other runs from writing to the same place.
+
+        Raises UserError where one does so already.
+        """
 
     def look(self, images: Sequence[Path]) -> None:
         """Find out what exists, without changing anything.
@@ -51,6 +58,9 @@ class Output(Protocol):
 
     def missing(self, image: Path) -> tuple[Question, ...]:
         """The questions that are still to be answered about an image."""
+
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """The files that answers about these images go to."""
 
     def place_of(self, image: Path) -> str:
         """Where the answers about an image go, as text for the user."""

@@ -6,13 +6,13 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
+from florence2ner.files import append_text, as_utf8, back_up, has_text, hold, lock, remove_lock, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
 from florence2ner.outputs.forms import Csv, Form, JsonLines, json_line
 
@@ -44,6 +44,10 @@ class RecordFile:
         """Choose the form of the rows by the file's name."""
         key = "file_name" if self._is_metadata else "path"
         self._form = Csv(safe=self.csv_safe) if self.path.suffix == ".csv" else JsonLines(key)
+
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """Keep the file for this run, under its own name and others that lead to it."""
+        return hold(Path(os.path.realpath(self.path)), f"the output {self.path}")
 
     def look(self, images: Sequence[Path]) -> None:
         """Read which answers the file has already.
@@ -83,6 +87,10 @@ class RecordFile:
         """The questions whose answers are not in the file."""
         name = self._name_of(image)
         return tuple(question for question in self.questions if (name, question.prompt) not in self._done)
+
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """The file, and that with the rows of an unfinished .json."""
+        yield from {self.path, self._lines}
 
     def place_of(self, image: Path) -> str:
         """The file's path, the same for all images."""
@@ -176,6 +184,10 @@ class StandardOutput:
         """Name the lock after this process, the main one; the other processes receive this object, and so that name."""
         self._turns = Path(f"~/.cache/florence2ner/output-{platform.node()}-{os.getpid()}").expanduser()
 
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """Does nothing: each run has its own standard output."""
+        return nullcontext()
+
     def look(self, images: Sequence[Path]) -> None:
         """Does nothing: there are no earlier answers."""
 
@@ -190,6 +202,10 @@ class StandardOutput:
     def missing(self, image: Path) -> tuple[Question, ...]:
         """All questions."""
         return self.questions
+
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """None."""
+        return iter(())
 
     def place_of(self, image: Path) -> str:
         """The words "standard output"."""

@@ -2,13 +2,16 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from florence2ner.errors import UserError
-from florence2ner.files import back_up, has_text, sweep_unfinished, write_text
+from florence2ner.files import back_up, check_free, has_text, hold, sweep_unfinished, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
+
+_RUN = "captions"  # a run holds a folder by this name in it
 
 
 @dataclass
@@ -29,6 +32,27 @@ class Sidecars:
     full_names: bool = False  # where two images would share a file, name theirs a.jpg.txt and a.png.txt
     _colliding: frozenset[Path] = field(default=frozenset(), init=False)
     _folders: set[Path] = field(default_factory=set, init=False)  # those that caption files go to
+
+    @contextmanager
+    def hold(self, images: Sequence[Path]) -> Iterator[None]:
+        """Keep the folders that captions go to, with their subfolders, for this run.
+
+        That is `output_dir`, else `roots`. Images that are named one by one keep no folder: others may be captioned
+        beside them. Raises UserError where another run has such a folder, one around it or one below it.
+        """
+        folders = {
+            os.path.realpath(folder): folder for folder in ([self.output_dir] if self.output_dir else self.roots)
+        }
+        targets = {Path(os.path.realpath(folder)) for folder in {self._base(image).parent for image in images}}
+        others = {parent for folder in targets for parent in (folder, *folder.parents)}
+        with ExitStack() as stack:
+            for real, folder in folders.items():
+                # Where nothing can be written, all may have its captions already.
+                if not folder.exists() or os.access(folder, os.W_OK):
+                    stack.enter_context(hold(Path(real, _RUN), f"the folder {folder}"))
+            for other in others - {Path(real) for real in folders}:
+                check_free(other / _RUN, f"the folder {other}")
+            yield
 
     def look(self, images: Sequence[Path]) -> None:
         """Find images that would share a caption file.
@@ -64,6 +88,10 @@ class Sidecars:
         if self.existing != "skip":
             return self.questions
         return tuple(question for question in self.questions if not has_text(self.path_of(image, question)))
+
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """The caption files of these images."""
+        return (self.path_of(image, question) for image in images for question in self.questions)
 
     def place_of(self, image: Path) -> str:
         """The paths of the image's caption files."""

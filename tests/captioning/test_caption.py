@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,31 @@ def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
     result = start("florence2ner", "caption", images, *flags, processes=2).wait()
     assert result.returncode == 0, result.stderr
     assert written() == {path: expected[path.resolve().name] + "\n" for path in paths}
+
+
+@pytest.mark.parametrize("form", ["sidecars", "csv"])
+def test_a_second_run_is_told_who_the_first_is_until_that_is_gone(
+    start: Start, images: Path, trained_model: Path, tmp_path: Path, form: str
+) -> None:
+    """Of two processes, the main one holds the output, and both write."""
+    output = tmp_path / "captions.csv"
+    flags = ["--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry"]
+    flags += ["--output", output] if form == "csv" else []
+    first = start("florence2ner", "caption", images, *flags, "--watch", processes=2)
+    while "watching" not in first.stderr:
+        assert first.poll(0.01) is None, first.stderr
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    place = f"the output {output}" if form == "csv" else f"the folder {images}"
+    said = f"error: {place} is in use by process {first.pids[0]} on {socket.gethostname()}: start again when that has"
+    again = ["--existing", "overwrite"] if form == "csv" else ["--existing", "append"]
+    second = start("florence2ner", "caption", images, *flags, *again).wait()
+    assert second.returncode == 2
+    assert second.stderr == f"{said} ended\n"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert start("florence2ner", "caption", images, *flags, "--dry-run").wait().returncode == 0, "that changes nothing"
+    first.signal(signal.SIGKILL)
+    first.wait()
+    third = start("florence2ner", "caption", images, *flags).wait()
+    assert third.returncode == 0, third.stderr
+    assert "all 5 images have captions" in third.stderr
+    assert not list(tmp_path.rglob(".*.held")), "not even what the kill has left"

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from florence2ner import UserError
+from florence2ner.outputs.answers import Question
+from florence2ner.outputs.sidecars import Sidecars
 from tests.conftest import Caption
 from tests.support import files_in, plan
 
@@ -75,3 +78,30 @@ def test_images_that_would_share_a_caption_are_refused_or_named_in_full(run: Cap
     assert files_in(images) == before
     run(on_collision="full-name")
     assert files_in(images) - before == {"0.jpg.txt", "0.png.txt", "1.txt", "2.txt", "sub/3.txt", "sub/4.txt"}
+
+
+def test_runs_share_no_folder_that_either_writes_to(tmp_path: Path) -> None:
+    (tmp_path / "a" / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "sub")
+    image = tmp_path / "a" / "sub" / "deep" / "1.png"
+    image.touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "2.png")
+    questions = (Question("<CAPTION>", "caption", is_text=True),)
+
+    def holding(*folders: str, output_dir: Path | None = None, images: tuple[Path, ...] = (image,)) -> Any:
+        roots = tuple(tmp_path / folder for folder in folders)
+        return Sidecars(questions, ".txt", roots=roots, output_dir=output_dir).hold(images)
+
+    with holding("a/sub"):
+        for folders in (("a",), ("a/sub",), ("link",), ("a/sub/deep",), ("b", "a"), ()):
+            with pytest.raises(UserError, match=r"the folder .* is in use by process"), holding(*folders):
+                pass
+        for output_dir, images in ((None, (tmp_path / "b" / "2.png",)), (tmp_path / "out", (image,))):
+            with holding("b", output_dir=output_dir, images=images):
+                pass
+    with holding("a", "a/sub", "link"):  # one run may be given a folder twice
+        pass
+    with holding("a", output_dir=tmp_path / "out"), pytest.raises(UserError, match=r"the folder .*out is in use"):
+        holding("b", output_dir=tmp_path / "out").__enter__()
+    assert not list(tmp_path.rglob(".*"))
