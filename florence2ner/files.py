@@ -34,13 +34,14 @@ def temporary(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file under a temporary name and rename it, so that no reader sees a part of it.
 
-    Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
+    A link stays one: its target is written. Line ends are written as they are. Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
     """
-    unfinished = temporary(path)
+    target = Path(os.path.realpath(path))
+    unfinished = temporary(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(text.encode())
+        unfinished.replace(target)
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -84,7 +85,9 @@ def back_up(path: Path) -> Path:
     for number in count(1):
         copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
         try:
-            os.link(path, copy)  # no bytes are copied; safe, as `path` is replaced or deleted later, not written into
+            os.link(
+                os.path.realpath(path), copy
+            )  # no bytes are copied; safe, as `path` is replaced or deleted later, not written into
         except FileExistsError:
             continue
         except OSError:  # a file system without hard links

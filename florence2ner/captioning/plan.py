@@ -152,7 +152,7 @@ def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...])
 
 
 def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
-    settings = config.given()
+    settings = config.given() | ({} if config.temperature is None else {"seed": config.seed})
     if config.output is None:
         _check_caption_files(config, questions)
         return Sidecars(

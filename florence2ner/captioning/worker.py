@@ -51,7 +51,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
     Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, and UserError
     where a process was lost.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=0)
+    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
     (plan,) = broadcast_object_list([plan])
     assert plan is not None
     if config.dry_run or not (plan.todo or config.watch):
@@ -153,9 +153,10 @@ class _Worker:
             compiled=config.compile,
         )
         self.tasks = {task.name: task for task in map(find_task, config.task_prompt)}
-        self.asker = Asker(self.captioner, config, batch_size=config.batch_size, notify=display.warn)
+        batch_size = config.batch_size
+        self.asker = Asker(self.captioner, config, seed=config.seed, batch_size=batch_size, notify=display.warn)
         self.style = text_style(config)
-        self.batch = AdaptiveBatch(config.batch_size, display.warn)
+        self.batch = AdaptiveBatch(batch_size, display.warn)
 
     def caption(self, plan: CaptionPlan) -> int | None:
         """Caption images of the plan until all processes are done. Returns the signal that stopped them, if any.
@@ -220,8 +221,9 @@ class _Worker:
         for question in dict.fromkeys(question for item in items for question in item.questions):
             rows = [row for row, item in enumerate(items) if question in item.questions]
             ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(rows), -1)
+            names = [as_utf8(items[row].image.name) for row in rows]
             may_be_empty = question.may_be_empty
-            texts = self.asker.ask(Embeddings(embedded[rows]), ids, None, may_be_empty=may_be_empty)
+            texts = self.asker.ask(Embeddings(embedded[rows]), ids, None, names=names, may_be_empty=may_be_empty)
             for row, text in zip(rows, texts, strict=True):
                 content = self._content(question, items[row], text)
                 if content or may_be_empty:

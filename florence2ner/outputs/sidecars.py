@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from florence2ner.errors import UserError
 from florence2ner.files import back_up, check_free, has_text, hold, sweep_unfinished, write_text
 from florence2ner.outputs.answers import Answer, Question, Record
 
+_BOM = "\ufeff"  # that editors on Windows put in front of a text
 _RUN = "captions"  # a run holds a folder by this name in it
 
 
@@ -127,15 +129,23 @@ class Sidecars:
 
     def _write(self, path: Path, answer: Answer) -> None:
         new = answer.content if isinstance(answer.content, str) else json.dumps(answer.content, ensure_ascii=False)
-        old = _read(path) if self.existing in ("append", "prepend") and answer.question.is_text else ""
-        if old:
-            at_its_place = old.endswith if self.existing == "append" else old.startswith
-            if at_its_place(new.strip()):  # added already, by a run that was killed and is now repeated
+        if not has_text(path):
+            write_text(path, new + "\n")
+            return
+        mark, end, old = "", "\n", ""
+        if self.existing in ("append", "prepend") and answer.question.is_text:
+            mark, end, old = _read(path)
+            if old and _is_added(new.strip(), old, self.separator):
                 return
-            new = f"{old}{self.separator}{new}" if self.existing == "append" else f"{new}{self.separator}{old}"
-        if self.backup and has_text(path):
+            new = new.replace("\n", end)
+            if old:
+                new = f"{old}{self.separator}{new}" if self.existing == "append" else f"{new}{self.separator}{old}"
+        text = f"{mark}{new}{end}"
+        if path.read_bytes() == text.encode():
+            return
+        if self.backup:
             back_up(path)
-        write_text(path, new + "\n")
+        write_text(path, text)
 
     def _base(self, image: Path) -> Path:
         """The caption file's path without its extension."""
@@ -145,8 +155,21 @@ class Sidecars:
         return (self.output_dir / image.relative_to(root)).with_name(image.stem)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> tuple[str, str, str]:
+    """The byte order mark of a text file or nothing, its line end, and its text without blanks around it."""
     try:
-        return path.read_text(encoding="utf-8-sig").strip() if path.exists() else ""
+        text = path.read_bytes().decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text, so nothing can be added to it: save it as UTF-8") from None
+    mark = _BOM if text.startswith(_BOM) else ""
+    return mark, "\r\n" if "\r\n" in text else "\n", text.removeprefix(mark).strip()
+
+
+def _is_added(new: str, old: str, separator: str) -> bool:
+    """Whether a text begins or ends with the one to be added: a run that was killed, or the other way, has added it.
+
+    Words count only as a whole: "dog" is not added to "a bulldog" yet.
+    """
+    word = re.escape(new)
+    whole = re.search(rf"\A{word}(?!\w)|(?<!\w){word}\Z", old)
+    return bool(whole) or old.startswith(new + separator) or old.endswith(separator + new)

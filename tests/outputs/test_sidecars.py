@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from florence2ner import UserError
-from florence2ner.outputs.answers import Question
+from florence2ner.outputs.answers import Answer, Question, Record
 from florence2ner.outputs.sidecars import Sidecars
 from tests.conftest import Caption
 from tests.support import files_in, plan
@@ -55,11 +55,60 @@ def test_existing_captions_are_kept_overwritten_or_extended(run: Caption, images
     run(paths=first, existing="append", backup=True)
     assert (images / "0.txt").read_text() == text, "a run that is started again adds nothing twice"
     run(paths=first, existing="prepend", separator=" | ")
-    assert (images / "0.txt").read_text() == f"{model_text.strip()} | {text}"
-    run(paths=first, existing="overwrite", backup=True)
-    assert (images / "0.txt").read_text() == model_text
+    assert (images / "0.txt").read_text() == text, "nor does one that adds the same text at the other end"
+    for _ in range(2):
+        run(paths=first, existing="overwrite", backup=True)
+        assert (images / "0.txt").read_text() == model_text
     assert {path.name for path in images.glob("0.txt.bak*")} == {"0.txt.bak", "0.txt.bak2"}, "none needless"
     assert (images / "0.txt.bak").read_text() == "by hand\n", "the oldest text is never lost"
+
+
+def write(path: Path, text: str, existing: str, **settings: Any) -> None:
+    """Write an answer about the image of the same name, as a run does."""
+    question = Question("<CAPTION>", "caption", is_text=True)
+    output = Sidecars((question,), ".txt", existing=existing, **settings)
+    output.write([Record(path.with_suffix(".png"), (8, 8), 0.1, (Answer(question, text),))])
+
+
+@pytest.mark.parametrize(
+    ("old", "existing", "new"),
+    [
+        (b"by hand\n", "append", b"by hand a dog\n"),
+        (b"by hand", "prepend", b"a dog by hand\n"),
+        (b"\xef\xbb\xbfby\r\nhand\r\n", "append", b"\xef\xbb\xbfby\r\nhand a dog\r\n"),
+        (b"\xef\xbb\xbfby\r\nhand", "prepend", b"\xef\xbb\xbfa dog by\r\nhand\r\n"),
+        (b"by\rhand\n", "append", b"by\rhand a dog\n"),
+        (b"\xef\xbb\xbf\r\n", "append", b"\xef\xbb\xbfa dog\r\n"),
+        (b"this is a dog\n", "append", b"this is a dog\n"),
+        (b"this is a dog\r\n", "prepend", b"this is a dog\r\n"),
+        (b"a dog, big\n", "append", b"a dog, big\n"),
+        (b"schema dog\n", "append", b"schema dog a dog\n"),
+        (b"a dogs' home\n", "prepend", b"a dog a dogs' home\n"),
+    ],
+)
+def test_a_text_is_added_once_and_what_is_there_stays_to_the_byte(
+    tmp_path: Path, old: bytes, existing: str, new: bytes
+) -> None:
+    (tmp_path / "a.txt").write_bytes(old)
+    for _ in range(2):
+        write(tmp_path / "a.txt", "a dog", existing)
+        assert (tmp_path / "a.txt").read_bytes() == new
+
+
+def test_a_link_is_written_through_and_its_backup_has_the_old_text(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target = tmp_path / "store" / "a.caption"
+    target.write_text("old\n")
+    (tmp_path / "a.txt").symlink_to("store/a.caption")
+    (tmp_path / "b.txt").symlink_to("store/b.caption")
+    write(tmp_path / "a.txt", "old", "overwrite", backup=True)
+    assert files_in(tmp_path) == {"a.txt", "store/a.caption"}, "nothing has changed: no backup"
+    write(tmp_path / "a.txt", "new", "overwrite", backup=True)
+    write(tmp_path / "b.txt", "b", "skip")
+    assert (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "b.txt").is_symlink()
+    assert (target.read_text(), (tmp_path / "a.txt.bak").read_text()) == ("new\n", "old\n")
+    assert (tmp_path / "store" / "b.caption").read_text() == "b\n"
 
 
 def test_output_dir_mirrors_the_tree_and_long_names_fit(run: Caption, images: Path, tmp_path: Path) -> None:
