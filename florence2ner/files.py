@@ -34,7 +34,8 @@ def temporary(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file under a temporary name and rename it, so that no reader sees a part of it.
 
-    A link stays one: its target is written. Line ends are written as they are. Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
+    A link stays one: its target is written. Line ends are written as they are. Makes the folder where it is missing.
+    Raises UserError where the folder can't be written to or the disk is full.
     """
     target = Path(os.path.realpath(path))
     unfinished = temporary(target)

@@ -20,7 +20,7 @@ _RUN = "captions"  # a run holds a folder by this name in it
 class Sidecars:
     """A caption file for each image: `<stem>.txt`, or `<stem>.<task>.txt` where there are several tasks.
 
-    Answers that are not text go to a .json. With `output_dir`, the files go there, in the same subfolders as the images
+    The task whose name the extension is has `<stem>.<task>`. Answers that are not text go to a .json. With `output_dir`, the files go there, in the same subfolders as the images
     below `roots`. Each file is written atomically.
     """
 
@@ -103,8 +103,10 @@ class Sidecars:
         """The file for the answer to a question about an image. Call `look` first: it finds names that collide."""
         base = self._base(image)
         name = image.name if image in self._colliding else base.name
-        task = f".{question.name}" if len(self.questions) > 1 else ""
-        return base.with_name(f"{name}{task}{self.extension if question.is_text else '.json'}")
+        extension = self.extension if question.is_text else ".json"
+        is_named = question.is_text and extension.split(".")[1] == question.name  # no a.caption.caption
+        task = f".{question.name}" if len(self.questions) > 1 and not is_named else ""
+        return base.with_name(f"{name}{task}{extension}")
 
     def write(self, records: Sequence[Record]) -> None:
         """Write each answer to its file, added to the text that is there with "append" and "prepend"."""
@@ -116,16 +118,21 @@ class Sidecars:
         """Does nothing: every file is complete already."""
 
     def _check_files(self, images: Sequence[Path]) -> None:
-        """Raise UserError where answers about two images would go to the same file, or one would replace an image."""
+        """Raise UserError where two answers would go to the same file, or one would replace an image."""
         sources = {os.path.abspath(image) for image in images}
-        owners: dict[str, Path] = {}
+        owners: dict[str, tuple[Path, Question]] = {}
         for image in images:
             for question in self.questions:
                 path = os.path.abspath(self.path_of(image, question))
                 if path in sources:
                     raise UserError(f"the caption of {image} would replace the image {path}: rename one of them")
-                if (other := owners.setdefault(path, image)) != image:
+                other, task = owners.setdefault(path, (image, question))
+                if other != image:
                     raise UserError(f"{other} and {image} would share the caption file {path}: rename one of them")
+                if task != question:
+                    raise UserError(
+                        f"{task.prompt} and {question.prompt} would share {path}: choose another --caption-extension"
+                    )
 
     def _write(self, path: Path, answer: Answer) -> None:
         new = answer.content if isinstance(answer.content, str) else json.dumps(answer.content, ensure_ascii=False)

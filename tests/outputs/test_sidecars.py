@@ -25,6 +25,38 @@ def test_full_names_that_collide_too_are_refused(tmp_path: Path) -> None:
     assert places == ["a.jpg.txt", "a.png.txt"]
 
 
+@pytest.mark.parametrize(
+    ("extension", "tasks", "expected"),
+    [
+        (".txt", "<CAPTION>", "a.txt"),
+        (".caption", "<CAPTION>", "a.caption"),
+        (".caption", "<OD>", "a.json"),
+        (".txt", "<CAPTION> <OD> <OCR>", "a.caption.txt a.od.json a.ocr.txt"),
+        (".caption", "<CAPTION> <OD> <OCR>", "a.caption a.od.json a.ocr.caption"),
+        (".caption", "<DETAILED_CAPTION> <CAPTION>", "a.detailed_caption.caption a.caption"),
+        (".caption.txt", "<CAPTION> <OCR>", "a.caption.txt a.ocr.caption.txt"),
+        (".od", "<CAPTION> <OD>", "a.caption.od a.od.json"),
+        (".json", "<CAPTION> <OD>", "a.caption.json a.od.json"),
+    ],
+)
+def test_every_task_has_a_file_with_its_name_once(tmp_path: Path, extension: str, tasks: str, expected: str) -> None:
+    (tmp_path / "a.png").touch()
+    made = plan(tmp_path, caption_extension=extension, task_prompt=tuple(tasks.split()))
+    assert made.output.place_of(Path("a.png")) == expected.replace(" ", ", ")
+
+
+def test_tasks_that_would_share_a_file_are_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "a.ocr.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=r"a\.ocr\.png and .*a\.png would share the caption file .*a\.ocr\.caption: rename"
+    ):
+        plan(tmp_path, caption_extension=".caption", task_prompt=("<CAPTION>", "<OCR>"))
+    questions = (Question("<A>", "b", is_text=True), Question("<B>", "b", is_text=True))
+    with pytest.raises(UserError, match="<A> and <B> would share .*a.b.txt: choose another --caption-extension"):
+        Sidecars(questions, ".txt").look([tmp_path / "a.png"])
+
+
 def test_no_image_is_replaced_by_a_caption(tmp_path: Path) -> None:
     image = tmp_path / "a.txt"  # what is named is taken for an image
     image.write_text("pixels")
