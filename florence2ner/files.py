@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -211,11 +212,12 @@ def _end_of_last_line(file: BinaryIO, size: int) -> int:
 
 
 def has_text(path: Path) -> bool:
-    """Whether `path` exists and is not empty."""
+    """Whether `path` is a file, not a folder or the like, and is not empty."""
     try:
-        return path.stat().st_size > 0
+        found = path.stat()
     except OSError:
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def as_utf8(name: Path | str) -> str:

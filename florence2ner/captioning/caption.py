@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, hold_places, make_plan, text_style
+from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import discover_images
 from florence2ner.display import Display, name_some
@@ -25,7 +26,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     text_style(config)  # raises for a bad template, before any work
     display = Display(is_main=launcher.is_main())
     if not launcher.is_main():
-        return _carry_out(config, None, display)
+        return _carry_out(config, None, None, display)
     for prompt in config.task_prompt:
         if prompt not in TASKS:
             display.say(f"note: {prompt} is not one of Florence-2's own tasks.{did_you_mean(prompt, TASKS)}")
@@ -33,6 +34,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     images = discover_images(config.paths, unreadable)
     if unreadable:
         display.warn(f"{len(unreadable)} folders can't be read and are left out: {name_some(unreadable)}")
+    watch = Watch(config, images) if config.watch else None
     with nullcontext() if config.dry_run else hold_places(config, images):
         plan = make_plan(config, images)
         if config.dry_run:
@@ -40,16 +42,18 @@ def caption(config: CaptionConfig) -> CaptionSummary:
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
             plan.output.finish()  # an earlier run may have been killed after its last caption, but before this
-        return _carry_out(config, plan, display)
+        return _carry_out(config, plan, watch, display)
 
 
-def _carry_out(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
+def _carry_out(
+    config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, display: Display
+) -> CaptionSummary:
     """Carry out the main process's plan, without torch where nothing is to be done and nobody waits to be told so."""
     if launcher.processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
     from florence2ner.captioning.worker import run  # imports torch, which takes seconds
 
-    return run(config, plan, display)
+    return run(config, plan, watch, display)
 
 
 def _show(plan: CaptionPlan, display: Display) -> None:

@@ -26,7 +26,7 @@ class CaptionSummary:
 
     done: int  # captioned by this run
     kept: int  # skipped, because they had captions
-    failed: int  # unreadable, or the model wrote nothing
+    failed: int  # unreadable, the model wrote nothing, or the caption file can't be read or replaced
     flagged: int = 0  # of those done, how many have a caption that looks wrong
 
 
@@ -57,13 +57,15 @@ def hold_places(config: CaptionConfig, images: Sequence[Path]) -> Iterator[None]
 def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> CaptionPlan:
     """Plan the captioning of `images`, or of those in `only`; caption files must not collide among all `images`.
 
+    With `only`, the same run has begun the output already: a row that is there is its own, and is not made again.
+
     Raises UserError where there is no image (unless `config.watch`), where images would share a caption file, and where
     settings don't fit together.
     """
     questions = questions_of(config)
     if not images and not config.watch:
         raise UserError(f"no image in {', '.join(map(str, config.paths))}")
-    output = _output(config, questions)
+    output = _output(config, questions, is_begun=only is not None)
     output.look(images)
     chosen = images if only is None else only
     todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
@@ -151,7 +153,7 @@ def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...])
         )
 
 
-def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
+def _output(config: CaptionConfig, questions: tuple[Question, ...], *, is_begun: bool = False) -> Output:
     settings = config.given() | ({} if config.temperature is None else {"seed": config.seed})
     if config.output is None:
         _check_caption_files(config, questions)
@@ -172,7 +174,7 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
         questions,
         config.model_name,
         settings,
-        overwrite=config.existing == "overwrite",
+        overwrite=config.existing == "overwrite" and not is_begun,
         backup=config.backup,
         csv_safe=config.csv_safe,
     )

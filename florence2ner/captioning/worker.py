@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from florence2ner.captioning.asking import Asker
-from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, text_style
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.batch import Batch, Window
@@ -45,8 +45,10 @@ _rounds = itertools.count()  # numbers the work queues, the same in all processe
 
 @quiet_transformers()
 @lost_process_in_one_line(lambda: _GO_ON)
-def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
-    """Carry out `plan`, which the main process has and the others receive from it (they pass None).
+def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, display: Display) -> CaptionSummary:
+    """Carry out `plan`, which the main process has and the others receive from it, and go on with what `watch` finds.
+
+    The others pass None for both.
 
     Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, and UserError
     where a process was lost.
@@ -67,7 +69,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
         accelerator.wait_for_everyone()  # until the main process has opened the output
         stopped_by = worker.caption(plan)
         if config.watch:
-            stopped_by = _watch(worker, plan, stopped_by)
+            stopped_by = _watch(worker, watch, stopped_by)
     if accelerator.is_main_process:
         plan.output.finish()
         if config.failures:
@@ -79,9 +81,8 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
     return summary
 
 
-def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int | None:
+def _watch(worker: "_Worker", watch: Watch | None, stopped_by: int | None) -> int | None:
     """Caption images that appear in the folders, until a signal comes. Returns that signal."""
-    watch = Watch(worker.config.paths, (image for image, _ in plan.todo))
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
         (found,) = broadcast_object_list([_await_round(worker, watch)])
@@ -89,7 +90,7 @@ def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int 
     return stopped_by
 
 
-def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
+def _await_round(worker: "_Worker", watch: Watch | None) -> CaptionPlan | int | None:
     """Wait until there are new images or a signal. Returns a plan or the signal in the main process, else None.
 
     No collective operation, which would give up after a while: the main process looks for images, the others for word
@@ -97,7 +98,7 @@ def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
     """
     signals = worker.signals
     with WorkQueue(worker.accelerator, f"watch-{next(_rounds)}") as queue:
-        if not worker.accelerator.is_main_process:
+        if watch is None:  # not the main process
             queue.wait_until(lambda: queue.get("over") > 0, meanwhile=lambda: signals.tell(queue))
             return None
 
@@ -106,7 +107,7 @@ def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
             return signals.told(queue) is not None
 
         new = watch.wait(pause)
-        found = make_plan(worker.config, *new) if new else signals.told(queue)
+        found = watch.plan(*new, worker.refuse) if new else signals.told(queue)
         queue.add("over")
         return found
 
@@ -185,8 +186,8 @@ class _Worker:
 
             def after_step(window: Window, records: list[Record]) -> bool:
                 (batch,) = window.batches
-                plan.output.write([record for record in records if record.answers])
-                self._note(plan, batch, records)
+                refused = plan.output.write([record for record in records if record.answers])
+                self._note(plan, batch, records, dict(refused))
                 queue.add("done", len(batch.indices))
                 show()
                 return self.signals.tell(queue) is not None
@@ -236,17 +237,27 @@ class _Worker:
             content = self.style.apply(content, item.image)
         return content
 
-    def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record]) -> None:
-        """Add a batch to the tally, and report its failures."""
+    def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record], refused: Mapping[Path, str]) -> None:
+        """Add a batch to the tally, and report its failures; `refused` are images whose answers can't be written."""
         asked = dict(plan.todo[index] for index in batch.indices)
         failures = [(as_utf8(plan.todo[index][0]), reason) for index, reason in batch.failures]
         for record in records:
+            if reason := refused.get(record.image):
+                failures.append((as_utf8(record.image), reason))
+                continue
             if len(record.answers) < len(asked[record.image]):
                 failures.append((as_utf8(record.image), "the model wrote nothing"))
                 continue
             self.tally.done += 1
             if flags := sorted({flag for answer in record.answers for flag in answer.flags}):
                 self.tally.flagged.append((as_utf8(record.image), ", ".join(flags)))
+        self._fail(failures)
+
+    def refuse(self, image: Path, reason: str) -> None:
+        """Report that an image is not captioned."""
+        self._fail([(as_utf8(image), reason)])
+
+    def _fail(self, failures: Sequence[tuple[str, str]]) -> None:
         for image, reason in failures:
             self.tally.failures.append((image, reason))
             if len(self.tally.failures) <= _NAMED:

@@ -38,6 +38,9 @@ class Record:
     answers: tuple[Answer, ...]
 
 
+Failure = tuple[Path, str]  # an image, and why it has no caption
+
+
 class Output(Protocol):
     """Where captions are written. Every process may call `write`; the main process calls the rest, in this order."""
 
@@ -65,8 +68,11 @@ class Output(Protocol):
     def place_of(self, image: Path) -> str:
         """Where the answers about an image go, as text for the user."""
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write the answers about some images. Raises UserError where they can't be written."""
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
+        """Write the answers about some images. Returns those whose answers can't be written, as theirs alone.
+
+        Raises UserError where no answers can be written.
+        """
 
     def finish(self) -> None:
         """Write what can only be written at the end, and clean up; called once, when all processes are done."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from florence2ner.errors import UserError
 from florence2ner.files import append_text, as_utf8, back_up, has_text, hold, lock, remove_lock, write_text
-from florence2ner.outputs.answers import Answer, Question, Record
+from florence2ner.outputs.answers import Answer, Failure, Question, Record
 from florence2ner.outputs.forms import Csv, Form, JsonLines, json_line
 
 METADATA = "metadata.jsonl"  # the file that the "imagefolder" loader of Hugging Face datasets reads
@@ -96,10 +96,11 @@ class RecordFile:
         """The file's path, the same for all images."""
         return str(self.path)
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
         """Append the rows of some images, in one go."""
         lines = [line for record in records for line in self._lines_of(record)]
         append_text(self._lines, "".join(lines), self._form.find_end)
+        return ()
 
     def finish(self) -> None:
         """Write the array of a .json file, and remove temporary and lock files."""
@@ -211,7 +212,7 @@ class StandardOutput:
         """The words "standard output"."""
         return "standard output"
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
         """Print the rows of some images; those of other processes can't come in between."""
         rows = (
             row_of(as_utf8(record.image), record, answer, self.model, self.settings)
@@ -221,6 +222,7 @@ class StandardOutput:
         with lock(self._turns) if self.shared else nullcontext():
             sys.stdout.write("".join(map(json_line, rows)))
             sys.stdout.flush()
+        return ()
 
     def finish(self) -> None:
         """Remove the lock file, if there is one."""

@@ -1,5 +1,6 @@
 """The default output: a caption file beside each image, or in a mirrored tree."""
 
+import errno
 import json
 import os
 import re
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from florence2ner.errors import UserError
 from florence2ner.files import back_up, check_free, has_text, hold, sweep_unfinished, write_text
-from florence2ner.outputs.answers import Answer, Question, Record
+from florence2ner.outputs.answers import Answer, Failure, Question, Record
 
 _BOM = "\ufeff"  # that editors on Windows put in front of a text
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # errors that all files will have
 _RUN = "captions"  # a run holds a folder by this name in it
 
 
@@ -20,8 +22,8 @@ _RUN = "captions"  # a run holds a folder by this name in it
 class Sidecars:
     """A caption file for each image: `<stem>.txt`, or `<stem>.<task>.txt` where there are several tasks.
 
-    The task whose name the extension is has `<stem>.<task>`. Answers that are not text go to a .json. With `output_dir`, the files go there, in the same subfolders as the images
-    below `roots`. Each file is written atomically.
+    The task whose name the extension is has `<stem>.<task>`. Answers that are not text go to a .json. With
+    `output_dir`, the files go there, in the same subfolders as the images below `roots`. Each is written atomically.
     """
 
     questions: tuple[Question, ...]
@@ -108,11 +110,21 @@ class Sidecars:
         task = f".{question.name}" if len(self.questions) > 1 and not is_named else ""
         return base.with_name(f"{name}{task}{extension}")
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write each answer to its file, added to the text that is there with "append" and "prepend"."""
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
+        """Write each answer to its file, added to the text that is there with "append" and "prepend".
+
+        Returns the images with a file that can't be read or replaced. Raises UserError where it is the disk's fault.
+        """
+        failures: list[Failure] = []
         for record in records:
             for answer in record.answers:
-                self._write(self.path_of(record.image, answer.question), answer)
+                try:
+                    self._write(self.path_of(record.image, answer.question), answer)
+                except UserError as error:
+                    if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_THE_DISK:
+                        raise
+                    failures.append((record.image, str(error)))
+        return failures
 
     def finish(self) -> None:
         """Does nothing: every file is complete already."""
@@ -136,19 +148,22 @@ class Sidecars:
 
     def _write(self, path: Path, answer: Answer) -> None:
         new = answer.content if isinstance(answer.content, str) else json.dumps(answer.content, ensure_ascii=False)
+        if os.path.exists(path) and not path.is_file():
+            raise UserError("where its caption file would be is a folder or the like: move that away")
         if not has_text(path):
             write_text(path, new + "\n")
             return
         mark, end, old = "", "\n", ""
+        content = _read(path, needed=self.existing != "overwrite" or self.backup)
         if self.existing in ("append", "prepend") and answer.question.is_text:
-            mark, end, old = _read(path)
+            mark, end, old = _parts_of(content)
             if old and _is_added(new.strip(), old, self.separator):
                 return
             new = new.replace("\n", end)
             if old:
                 new = f"{old}{self.separator}{new}" if self.existing == "append" else f"{new}{self.separator}{old}"
         text = f"{mark}{new}{end}"
-        if path.read_bytes() == text.encode():
+        if content == text.encode():
             return
         if self.backup:
             back_up(path)
@@ -162,12 +177,21 @@ class Sidecars:
         return (self.output_dir / image.relative_to(root)).with_name(image.stem)
 
 
-def _read(path: Path) -> tuple[str, str, str]:
+def _read(path: Path, *, needed: bool) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if needed:
+            raise UserError(f"its caption file can't be read: {error.strerror}") from error
+        return b""
+
+
+def _parts_of(content: bytes) -> tuple[str, str, str]:
     """The byte order mark of a text file or nothing, its line end, and its text without blanks around it."""
     try:
-        text = path.read_bytes().decode()
+        text = content.decode()
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text, so nothing can be added to it: save it as UTF-8") from None
+        raise UserError("its caption file is not UTF-8 text, so nothing can be added to it: save it as UTF-8") from None
     mark = _BOM if text.startswith(_BOM) else ""
     return mark, "\r\n" if "\r\n" in text else "\n", text.removeprefix(mark).strip()
 

@@ -1,6 +1,10 @@
 """A caption file beside each image: what is kept or extended, where it goes, and what would share a name."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from PIL import Image
 from florence2ner import UserError
 from florence2ner.outputs.answers import Answer, Question, Record
 from florence2ner.outputs.sidecars import Sidecars
-from tests.conftest import Caption
+from tests.conftest import ROOT, Caption
 from tests.support import files_in, plan
 
 
@@ -53,7 +57,7 @@ def test_tasks_that_would_share_a_file_are_refused(tmp_path: Path) -> None:
     ):
         plan(tmp_path, caption_extension=".caption", task_prompt=("<CAPTION>", "<OCR>"))
     questions = (Question("<A>", "b", is_text=True), Question("<B>", "b", is_text=True))
-    with pytest.raises(UserError, match="<A> and <B> would share .*a.b.txt: choose another --caption-extension"):
+    with pytest.raises(UserError, match=r"<A> and <B> would share .*a\.b\.txt: choose another --caption-extension"):
         Sidecars(questions, ".txt").look([tmp_path / "a.png"])
 
 
@@ -125,6 +129,51 @@ def test_a_text_is_added_once_and_what_is_there_stays_to_the_byte(
     for _ in range(2):
         write(tmp_path / "a.txt", "a dog", existing)
         assert (tmp_path / "a.txt").read_bytes() == new
+
+
+def test_one_bad_caption_file_is_named_and_the_others_are_written(
+    run: Caption, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def summary(existing: str) -> tuple[int, int, int]:
+        result = run(existing=existing, failures=tmp_path / "failures.jsonl")
+        return result.done, result.kept, result.failed
+
+    (images / "0.txt").mkdir()
+    (images / "1.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    os.mkfifo(images / "2.txt")
+    assert summary("skip") == (2, 1, 2)
+    assert summary("append") == summary("prepend") == (2, 0, 3)
+    failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    reasons = {Path(row["path"]).name: row["reason"] for row in failures}
+    folder = "where its caption file would be is a folder or the like: move that away"
+    assert reasons["0.png"] == reasons["2.png"] == folder
+    assert "is not UTF-8 text" in reasons["1.png"]
+    assert "images/1.png is skipped: its caption file is not UTF-8 text" in capsys.readouterr().err
+    assert summary("overwrite") == (3, 0, 2), "Latin-1 is replaced like any text"
+    assert (images / "1.txt").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="as root this needs setpriv")
+def test_a_file_that_may_not_be_read_is_replaced_but_not_extended(tmp_path: Path) -> None:
+    """Root may read anything: without its powers, in a process of its own."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from florence2ner.outputs.answers import Answer, Question, Record
+        from florence2ner.outputs.sidecars import Sidecars
+        question = Question("<CAPTION>", "caption", is_text=True)
+        for settings in ({"existing": "append"}, {"existing": "overwrite", "backup": True}, {"existing": "overwrite"}):
+            record = Record(Path(sys.argv[1]), (8, 8), 0.1, (Answer(question, "new"),))
+            print([reason for _, reason in Sidecars((question,), ".txt", **settings).write([record])])
+    """
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "a.txt").chmod(0)
+    powers = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*powers, sys.executable, "-c", code, str(tmp_path / "a.png")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = "its caption file can't be read: Permission denied"
+    assert done.stdout.splitlines() == [str([said]), str([said]), "[]"], done.stderr
+    assert (tmp_path / "a.txt").read_text() == "new\n"
 
 
 def test_a_link_is_written_through_and_its_backup_has_the_old_text(tmp_path: Path) -> None:
