@@ -35,9 +35,10 @@ from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task
-from florence2ner.outputs.answers import Answer, Content, Question, Record
+from florence2ner.outputs.answers import Answer, Content, Failure, Question, Record
 from florence2ner.outputs.forms import json_line
 
+_SIGPIPE = 13  # Windows has no name for it
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
 _GO_ON = "the same command goes on with the rest"
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
@@ -50,8 +51,8 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
 
     The others pass None for both.
 
-    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, and UserError
-    where a process was lost.
+    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, UserError
+    where a process was lost, and BrokenPipeError where nobody reads standard output any more.
     """
     accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
     (plan,) = broadcast_object_list([plan])
@@ -74,6 +75,8 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
         plan.output.finish()
         if config.failures:
             remove_lock(config.failures)
+    if stopped_by == _SIGPIPE:
+        raise BrokenPipeError
     summary = _summarise(gather_object([worker.tally]), plan.kept, worker.seconds, display)
     if stopped_by:
         rest = "" if config.watch else f"; {_GO_ON}"
@@ -186,7 +189,11 @@ class _Worker:
 
             def after_step(window: Window, records: list[Record]) -> bool:
                 (batch,) = window.batches
-                refused = plan.output.write([record for record in records if record.answers])
+                refused: Sequence[Failure] = ()
+                try:
+                    refused = plan.output.write([record for record in records if record.answers])
+                except BrokenPipeError:  # as a signal, so that the other processes stop, too
+                    self.signals.received = _SIGPIPE
                 self._note(plan, batch, records, dict(refused))
                 queue.add("done", len(batch.indices))
                 show()

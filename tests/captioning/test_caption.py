@@ -1,5 +1,6 @@
 """Folder in, captions out: nothing is loaded where nothing is to do, and no kill costs a caption."""
 
+import csv
 import json
 import random
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from florence2ner.files import has_text
 from tests.conftest import Caption, ColdStart, Start
-from tests.support import files_in, many
+from tests.support import assert_one_clear_line, files_in, many
 
 
 def test_dry_run_and_nothing_to_do_need_no_torch(cold_start: ColdStart, images: Path) -> None:
@@ -63,6 +65,36 @@ def test_kill_minus_nine_leaves_every_image_with_one_whole_caption(
     result = start("florence2ner", "caption", images, *flags, processes=2).wait()
     assert result.returncode == 0, result.stderr
     assert written() == {path: expected[path.resolve().name] + "\n" for path in paths}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "killed"), [("sidecars", 0), ("jsonl", 1), ("csv", 0), ("json", 1)])
+def test_a_killed_process_ends_the_other_and_the_next_run_leaves_one_caption_each(
+    start: Start, images: Path, trained_model: Path, shapes: Path, tmp_path: Path, form: str, killed: int
+) -> None:
+    paths = many(images, shapes, 100) + sorted(images.glob("?.png")) + sorted((images / "sub").iterdir())
+    output = tmp_path / f"captions.{form}"
+    flags = ["--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry"]
+    flags += [] if form == "sidecars" else ["--output", output]
+    growing = tmp_path / "captions.unfinished.jsonl" if form == "json" else output
+
+    def begun() -> bool:
+        return bool(list(images.glob("*.txt"))) if form == "sidecars" else has_text(growing)
+
+    running = start("tests.programs.impatient", 5, "caption", images, *flags, processes=2)
+    while not begun():
+        assert running.poll() is None, running.stderr
+    assert_one_clear_line(running, killed, "; the same command goes on with the rest")
+    result = start("florence2ner", "caption", images, *flags, processes=2).wait()
+    assert result.returncode == 0, result.stderr
+    if form == "sidecars":
+        assert all(path.with_suffix(".txt").read_text().endswith("\n") for path in paths)
+        return
+    read = {"jsonl": lambda file: map(json.loads, file), "csv": csv.DictReader, "json": json.load}[form]
+    with output.open(newline="") as file:
+        rows = list(read(file))
+    assert sorted(row["path"] for row in rows) == sorted(path.relative_to(tmp_path).as_posix() for path in paths)
+    assert all(row["caption"] for row in rows)
 
 
 @pytest.mark.parametrize("form", ["sidecars", "csv"])
