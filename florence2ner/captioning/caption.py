@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, hold_places, make_plan, text_style
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, check_places, hold_places, make_plan, text_style
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import discover_images
@@ -34,6 +34,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     images = discover_images(config.paths, unreadable)
     if unreadable:
         display.warn(f"{len(unreadable)} folders can't be read and are left out: {name_some(unreadable)}")
+    check_places(config)
     watch = Watch(config, images) if config.watch else None
     with nullcontext() if config.dry_run else hold_places(config, images):
         plan = make_plan(config, images)

@@ -44,9 +44,8 @@ def hold_places(config: CaptionConfig, images: Sequence[Path]) -> Iterator[None]
     """A context manager that keeps the output, and the file for failures, from other runs.
 
     To be held from before `make_plan`, which looks at what is there, until the end. Raises UserError where another run
-    has one of them, or where one can't be written to.
+    has one of them.
     """
-    _check_places(config)
     with ExitStack() as stack:
         stack.enter_context(_output(config, questions_of(config)).hold(images))
         if config.failures:
@@ -111,7 +110,7 @@ def text_style(config: CaptionConfig) -> TextStyle:
     )
 
 
-def _check_places(config: CaptionConfig) -> None:
+def check_places(config: CaptionConfig) -> None:
     """Raise UserError where a place that the user named can't be written to."""
     if config.failures:
         check_writable(config.failures.parent, "choose another --failures")

@@ -51,6 +51,11 @@ class Watch:
         old = set(images) - self._refused - set(new)
         known = [image for image in images if image in old]
 
+        try:
+            return make_plan(self._config, [*known, *new], new)
+        except UserError:
+            make_plan(self._config, known, [])  # raises where it isn't the new images' fault
+
         def acceptable(before: list[Path], candidates: Sequence[Path]) -> list[Path]:
             try:
                 make_plan(self._config, [*before, *candidates], candidates)

@@ -200,7 +200,13 @@ class _Worker:
                 return self.signals.tell(queue) is not None
 
             run_loop(loader, partial(self._step, plan), after_step)
-            queue.wait_for_all(meanwhile=show)
+
+            def meanwhile() -> None:
+                show()
+                if self.signals.received:
+                    queue.hurry()
+
+            queue.wait_for_all(meanwhile)
         self.seconds += time.perf_counter() - start
         return self.signals.told(queue)
 

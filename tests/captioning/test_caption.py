@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -95,6 +96,29 @@ def test_a_killed_process_ends_the_other_and_the_next_run_leaves_one_caption_eac
         rows = list(read(file))
     assert sorted(row["path"] for row in rows) == sorted(path.relative_to(tmp_path).as_posix() for path in paths)
     assert all(row["caption"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_launcher_ends_the_other_process_too_late_to_cut_its_line_off(
+    cold_start: ColdStart, images: Path, trained_model: Path, shapes: Path, killed: int
+) -> None:
+    many(images, shapes, 1000)
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0)
+    flags = ("--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 16, "--no-retry")
+    command = ("-m", "florence2ner", "caption", images, *flags)
+    launcher = cold_start(*launch, *command, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    while len(list(images.glob("*.txt"))) < 10:
+        assert launcher.poll() is None
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"RANK={killed}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+            os.kill(int(pid), signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    assert "forcefully" not in errors, "the launcher had to kill it"
+    (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert "lost contact with another process" in line
+    assert "; the same command goes on with the rest" in line
 
 
 @pytest.mark.parametrize("form", ["sidecars", "csv"])
