@@ -48,8 +48,9 @@ def test_places_that_cannot_be_written_to_are_refused_before_the_model_is_looked
     (tmp_path / "file").write_text("no folder")
     place = tmp_path / "file" / "out" / ("" if flag == "output_dir" else "x.jsonl")
     before = files_in(tmp_path)
-    with pytest.raises(UserError, match=f"can't make the folder .*choose another --{flag.replace('_', '-')}"):
-        caption(CaptionConfig(paths=(images,), model_name="nowhere", **{flag: place}))
+    for settings in ({}, {"dry_run": True}):
+        with pytest.raises(UserError, match=f"can't make the folder .*choose another --{flag.replace('_', '-')}"):
+            caption(CaptionConfig(paths=(images,), model_name="nowhere", **settings, **{flag: place}))
     assert files_in(tmp_path) == before
 
 
