@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperGroup
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
@@ -20,7 +21,26 @@ from florence2ner.display import Display, hide_lines_of_deepspeed
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
 
+
+class _Ended(Exception):
+    """Ctrl-C or a broken pipe: Typer itself would make an exit code of these, with other numbers or without a word."""
+
+    def __init__(self, cause: KeyboardInterrupt | BrokenPipeError) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, BrokenPipeError) as cause:
+            raise _Ended(cause) from cause
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune Florence-2 as an image captioner, measure it, and caption folders with it.",
@@ -46,11 +66,12 @@ def main() -> None:
         if not launcher.is_main():  # all processes stop together: only the main one prints it
             sys.exit(128 + error.signal)
         _fail(str(error), code=128 + error.signal)
-    except BrokenPipeError:  # the reader of standard output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
+    except _Ended as ended:
+        if isinstance(ended.cause, BrokenPipeError):  # the reader of standard output, such as `head`, has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + 13)
+        if launcher.is_main():
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -2,17 +2,19 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import SEEK_END, BufferedReader, RawIOBase, TextIOWrapper
+from io import SEEK_END, BufferedReader, TextIOWrapper
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -35,13 +37,15 @@ def temporary(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file under a temporary name and rename it, so that no reader sees a part of it.
 
-    Makes the folder where it is missing. Raises UserError where the folder can't be written to or the disk is full.
+    A link stays one: its target is written. Line ends are written as they are. Makes the folder where it is missing.
+    Raises UserError where the folder can't be written to or the disk is full.
     """
-    unfinished = temporary(path)
+    target = Path(os.path.realpath(path))
+    unfinished = temporary(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(text.encode())
+        unfinished.replace(target)
     except OSError as error:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -85,7 +89,9 @@ def back_up(path: Path) -> Path:
     for number in count(1):
         copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
         try:
-            os.link(path, copy)  # no bytes are copied; safe, as `path` is replaced or deleted later, not written into
+            os.link(
+                os.path.realpath(path), copy
+            )  # no bytes are copied; safe, as `path` is replaced or deleted later, not written into
         except FileExistsError:
             continue
         except OSError:  # a file system without hard links
@@ -110,55 +116,66 @@ def remove_lock(path: Path) -> None:
 
 
 @contextmanager
-def hold(path: Path, fix: str) -> Iterator[None]:
-    """A context manager that keeps `path`, a file or folder that may not exist yet, for this process alone.
+def hold(path: Path, what: str, fix: str = "start again when that has ended") -> Iterator[None]:
+    """A context manager that keeps `path`, a file or folder that may not exist yet, for this process, for a whole run.
 
     All that call this obey it, on every machine that shares the folder. When the holder dies, the system frees it. The
     lock is a hidden file beside `path`, which goes at the end; so do folders that were made for it and are empty then.
-    Raises UserError, which ends in `fix`, where another process holds `path`, and where no lock can be made.
+    Where another process holds it, a UserError says at once who that is; `what` is how to call `path` then, and `fix`
+    what to do. Raises UserError, too, where no lock can be made, but not for a file system that has none at all.
     """
-    file = path.with_name(f".{path.name}.in-use")
+    file = _lock_of_run(path)
     made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
 
-    def sign(descriptor: int) -> None:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-
-    held = FileLock(file, blocking=False, on_acquired=sign)
+    held = FileLock(file, blocking=False, fallback_to_soft=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
     except Timeout:
         holder = ""
         with suppress(OSError):  # it may end just now
             holder = file.read_text(encoding="utf-8", errors="replace")
-        raise UserError(f"{path} is in use by {holder or 'another process'}: {fix}") from None
+        raise UserError(f"{what} is in use by {holder or 'another process'}: {fix}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise UserError(f"can't lock {path} ({error.strerror or error}): {fix}") from error
+            raise UserError(f"can't lock {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
         with suppress(OSError):
-            file.unlink()
+            file.unlink()  # before it is freed, so that it isn't another's by then
         held.release()
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append whole lines to a file that other processes append to as well.
+def check_free(path: Path, what: str) -> None:
+    """Raise UserError where another process is in `hold(path)`, which says who that is."""
+    if _lock_of_run(path).exists():
+        with hold(path, what):
+            pass
 
-    A last line without its newline, left by a process that was killed, is removed first. Raises UserError where the
-    file can't be written to or the disk is full; no part of `text` then stays in it.
+
+def _lock_of_run(path: Path) -> Path:
+    return path.with_name(f".{path.name}.in-use")
+
+
+def append_text(path: Path, text: str, find_end: Callable[[BinaryIO], tuple[int, str]] | None = None) -> None:
+    """Append whole rows to a file that other processes append to as well; by default, lines of JSON.
+
+    `find_end` returns where the whole rows of the open file end, in bytes, and what they lack, such as a last newline.
+    What comes after them, left by a process that was killed, is removed. Raises UserError where the file can't be
+    written to or the disk is full; no part of `text` then stays in it.
     """
     try:
         with lock(path), open(path, "ab+", buffering=0) as file:
-            end = _end_of_last_line(file)
+            with open(path, "rb") as reader:
+                end, lacking = (find_end or end_of_json_lines)(reader)
             try:
                 file.truncate(end)
-                rest = memoryview(text.encode())
+                rest = memoryview((lacking + text).encode())
                 while rest:  # an unbuffered write may take only a part, as on a disk that is filling up
                     rest = rest[file.write(rest) :]
             except OSError:
@@ -169,12 +186,34 @@ def append_text(path: Path, text: str) -> None:
         raise UserError(f"can't write {path}: {error.strerror or error}") from error
 
 
-def _end_of_last_line(file: RawIOBase) -> int:
-    """The position in bytes just after the last newline of an open file; 0 where there is none."""
-    position = file.seek(0, SEEK_END)
+def end_of_json_lines(file: BinaryIO) -> tuple[int, str]:
+    """Where the whole lines of an open JSON Lines file end, in bytes, and what the last one lacks: a newline, if any.
+
+    A last line without a newline is left out only where it is the beginning of an object or array. Other lines are
+    whole, or not written by us: an editor may have dropped the newline.
+    """
+    size = file.seek(0, SEEK_END)
+    end = _end_of_last_line(file, size)
+    file.seek(end)
+    tail = file.read()
+    return (end, "") if not tail or is_torn_json(tail) else (size, "\n")
+
+
+def is_torn_json(line: bytes) -> bool:
+    """Whether a line is the beginning of a JSON object or array whose end is missing."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return line.startswith((b"{", b"["))
+    return False
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    """The position in bytes just after the last newline of an open file of `size` bytes; 0 where there is none."""
+    position = size
     while position:
         start = file.seek(max(0, position - 65536))
-        newline = (file.read(position - start) or b"").rfind(b"\n")
+        newline = file.read(position - start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         position = start
@@ -204,11 +243,12 @@ def read_regular(path: Path) -> str:
 
 
 def has_text(path: Path) -> bool:
-    """Whether `path` exists and is not empty."""
+    """Whether `path` is a file, not a folder or the like, and is not empty."""
     try:
-        return path.stat().st_size > 0
+        found = path.stat()
     except OSError:
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def as_utf8(name: Path | str) -> str:

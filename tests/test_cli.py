@@ -1,9 +1,11 @@
 """The command line: one line for bad input, and help at once."""
 
+import json
 import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,8 @@ from PIL import Image
 from florence2ner import TrainConfig
 from florence2ner.cli import main
 from tests.conftest import ColdStart, Start
+from tests.programs.starting import free_port, launched
+from tests.support import many
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,39 @@ def test_help_answers_at_once(cold_start: ColdStart) -> None:
     imported = {line.rpartition("|")[2].strip() for line in errors.splitlines()}
     assert {"typer", "florence2ner.config.commands"} <= imported
     assert not imported & {"torch", "transformers", "accelerate", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("module", ["typer.core", "pydantic", "numpy", "torch.types", "transformers.utils"])
+def test_ctrl_c_in_the_first_second_is_one_line(cold_start: ColdStart, images: Path, module: str) -> None:
+    """In the midst of the imports, just after that of this module."""
+    run = cold_start("-X", "importtime", "-m", "florence2ner", "caption", images, "--model-name", "nowhere/at-all")
+    assert run.stderr
+    while (line := run.stderr.readline()).rpartition("|")[2].strip() != module:
+        assert line, "it was not imported"
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert [line for line in errors.splitlines() if not line.startswith("import time:")] == ["interrupted"]
+    assert run.returncode == 130
+    assert not list(images.rglob("*.txt"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_reader_that_goes_away_ends_all_processes_without_a_word(
+    cold_start: ColdStart, images: Path, shapes: Path, trained_model: Path, processes: int
+) -> None:
+    many(images, shapes, 200)
+    flags = ("--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
+    port = free_port()
+    worlds = [launched(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
+    command = ("-m", "florence2ner", "caption", images, *flags, "--output", "-")
+    runs = [cold_start(*command, OMP_NUM_THREADS="1", **world) for world in worlds]
+    assert runs[0].stdout
+    assert json.loads(runs[0].stdout.readline())["caption"]
+    runs[0].stdout.close()
+    for run in runs:
+        assert run.wait(timeout=120) == 141
+        assert run.stderr
+        assert run.stderr.read() == ""
 
 
 def test_train_help_shows_every_setting(command: Start) -> None:

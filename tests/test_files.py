@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.files import hold, open_regular, read_regular, temporary, write_text
+from florence2ner.files import append_text, check_free, hold, open_regular, read_regular, temporary, write_text
 from tests.support import files_in
 
 
@@ -31,18 +34,18 @@ def test_temporary_names_differ_between_machines_and_fit_any_file_system(tmp_pat
 
 def test_what_is_held_is_refused_by_name_and_freed_without_a_trace(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "deep" / "mine"
-    with hold(folder, "wait"):
+    with hold(folder, "mine", "wait"):
         with (
             pytest.raises(
                 UserError, match=rf"mine is in use by process {os.getpid()} on {socket.gethostname()}: wait$"
             ),
-            hold(folder, "wait"),
+            hold(folder, "mine", "wait"),
         ):
             pytest.fail("held twice")
-        with hold(folder.with_name("other"), "wait"):
+        with hold(folder.with_name("other"), "other"):
             pass
     assert list(tmp_path.iterdir()) == []
-    with hold(folder, "wait"):
+    with hold(folder, "mine"):
         folder.mkdir()
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -66,3 +69,58 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     for path in (pipe, Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match="not a regular file"):
             open_regular(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ('["a", 1]', '["a", 1]\n'),
+        ('{"a": 1}\n{"b": 2}', '{"a": 1}\n{"b": 2}\n'),
+        ('{"a": 1}\n{"b": ', '{"a": 1}\n'),
+        ('["a", ', ""),
+        ("# a note by hand", "# a note by hand\n"),
+    ],
+)
+def test_of_what_is_there_only_a_torn_line_of_json_is_cut(tmp_path: Path, before: str, kept: str) -> None:
+    path = tmp_path / "digests.jsonl"
+    path.write_text(before)
+    append_text(path, '["new", 2]\n')
+    assert path.read_text() == f'{kept}["new", 2]\n'
+
+
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from florence2ner.files import hold
+with hold(Path(sys.argv[1]), "it"):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    child.start()  # as a DataLoader starts its workers
+    print(child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["kill", "leave"])
+def test_what_another_process_holds_is_refused_until_it_ends_however_it_does(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "new" / "captions.csv"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        child = int(holder.stdout.readline())
+        said = f"the output is in use by process {holder.pid} on {socket.gethostname()}: start again when that has"
+        with pytest.raises(UserError, match=said), hold(path, "the output"):
+            pass
+        with pytest.raises(UserError, match=said):
+            check_free(path, "the output")
+        if end == "kill":
+            holder.kill()
+        else:
+            holder.stdin.close()
+        holder.wait()
+        check_free(path, "the output")
+        with hold(path, "the output"):
+            pass
+        if end == "kill":
+            os.kill(child, signal.SIGKILL)
+    assert files_in(tmp_path) == set()

@@ -1,6 +1,9 @@
 """The caption command: plans what is to be done, without torch, and has `worker.py` do it."""
 
-from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
+from contextlib import nullcontext
+
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, check_places, hold_places, make_plan, text_style
+from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import LeftOut, discover_images
 from florence2ner.display import Display
@@ -21,29 +24,39 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     that were finished by then are on the disk.
     """
     text_style(config)  # raises for a bad template, before any work
-    plan = None
     display = Display(is_main=launcher.is_main())
-    if launcher.is_main():
-        for prompt in config.task_prompt:
-            if doubt := doubt_about(prompt):
-                display.warn(doubt)
-        left_out = LeftOut()
-        images = discover_images(config.paths, left_out)
-        for line in left_out.report():
-            display.warn(line)
-        if config.output and config.output.name == METADATA and (warning := unseen_metadata(config.output, images)):
-            display.warn(warning)
+    if not launcher.is_main():
+        return _carry_out(config, None, None, display)
+    for prompt in config.task_prompt:
+        if doubt := doubt_about(prompt):
+            display.warn(doubt)
+    left_out = LeftOut()
+    images = discover_images(config.paths, left_out)
+    for line in left_out.report():
+        display.warn(line)
+    if config.output and config.output.name == METADATA and (warning := unseen_metadata(config.output, images)):
+        display.warn(warning)
+    check_places(config)
+    watch = Watch(config, images) if config.watch else None
+    with nullcontext() if config.dry_run else hold_places(config, images):
         plan = make_plan(config, images)
         if config.dry_run:
             _show(plan, display)
         elif not plan.todo and not config.watch:
             display.say(f"nothing to do: all {plan.kept} images have captions (--existing overwrite replaces them)")
             plan.output.finish()  # an earlier run may have been killed after its last caption, but before this
+        return _carry_out(config, plan, watch, display)
+
+
+def _carry_out(
+    config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, display: Display
+) -> CaptionSummary:
+    """Carry out the main process's plan, without torch where nothing is to be done and nobody waits to be told so."""
     if launcher.processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
     from florence2ner.captioning.worker import run  # imports torch, which takes seconds
 
-    return run(config, plan, display)
+    return run(config, plan, watch, display)
 
 
 def _show(plan: CaptionPlan, display: Display) -> None:

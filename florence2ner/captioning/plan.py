@@ -1,16 +1,20 @@
 """Plans a captioning run, without torch: which images are to be captioned, and where the captions go."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import check_caption_extension
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
-from florence2ner.files import check_writable
+from florence2ner.files import check_writable, hold
 from florence2ner.model.tasks import find_task, prompt_of
 from florence2ner.outputs.answers import Output, Question
+from florence2ner.outputs.forms import JsonLines
 from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
 from florence2ner.outputs.sidecars import Sidecars
 from florence2ner.outputs.style import TextStyle
@@ -22,7 +26,7 @@ class CaptionSummary:
 
     done: int  # captioned by this run
     kept: int  # skipped, because they had captions
-    failed: int  # unreadable, or the model wrote nothing
+    failed: int  # unreadable, the model wrote nothing, or the caption file can't be read or replaced
     flagged: int = 0  # of those done, how many have a caption that looks wrong
 
 
@@ -35,8 +39,24 @@ class CaptionPlan:
     output: Output
 
 
+@contextmanager
+def hold_places(config: CaptionConfig, images: Sequence[Path]) -> Iterator[None]:
+    """A context manager that keeps the output, and the file for failures, from other runs.
+
+    To be held from before `make_plan`, which looks at what is there, until the end. Raises UserError where another run
+    has one of them.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_output(config, questions_of(config)).hold(images))
+        if config.failures:
+            stack.enter_context(hold(config.failures, f"the file {config.failures}"))
+        yield
+
+
 def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path] | None = None) -> CaptionPlan:
     """Plan the captioning of `images`, or of those in `only`; caption files must not collide among all `images`.
+
+    With `only`, the same run has begun the output already: a row that is there is its own, and is not made again.
 
     Raises UserError where there is no image (unless `config.watch`), where images would share a caption file, and where
     settings don't fit together.
@@ -44,11 +64,15 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
     questions = questions_of(config)
     if not images and not config.watch:
         raise UserError(f"no image in {', '.join(map(str, config.paths))}")
-    output = _output(config, questions)
+    output = _output(config, questions, is_begun=only is not None)
     output.look(images)
     chosen = images if only is None else only
     todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
-    _check_places(config, {image.parent for image, _ in todo})
+    if config.failures:
+        _check_failures(config.failures, images, output)
+    if config.output is None and config.output_dir is None:
+        for folder in {image.parent for image, _ in todo}:
+            check_writable(folder, "write elsewhere with --output-dir or --output")
     return CaptionPlan(todo, kept=len(chosen) - len(todo), output=output)
 
 
@@ -86,18 +110,34 @@ def text_style(config: CaptionConfig) -> TextStyle:
     )
 
 
-def _check_places(config: CaptionConfig, folders: set[Path]) -> None:
-    """Raise UserError where captions of images in `folders`, or failures, can't be written."""
+def check_places(config: CaptionConfig) -> None:
+    """Raise UserError where a place that the user named can't be written to."""
     if config.failures:
         check_writable(config.failures.parent, "choose another --failures")
-    if config.output is None and config.output_dir is None:
-        for folder in folders:
-            check_writable(folder, "write elsewhere with --output-dir or --output")
-    elif config.output_dir:
+    if config.output_dir:
         check_writable(config.output_dir, "choose another --output-dir")
-    elif str(config.output) != STANDARD_OUTPUT:
-        assert config.output is not None
+    if config.output and str(config.output) != STANDARD_OUTPUT:
         check_writable(config.output.parent, "choose another --output")
+
+
+def _check_failures(failures: Path, images: Sequence[Path], output: Output) -> None:
+    """Raise UserError where the file for failures is an image, is written to by the output or is not ours."""
+    real = cache(os.path.realpath)  # of folders, of which there are fewer than files
+    names = {(real(path.parent), path.name) for path in (failures, Path(os.path.realpath(failures)))}
+    for what, files in {"the output": output.files(images), "an image": images}.items():
+        if any((real(file.parent), file.name) in names for file in files):
+            raise UserError(f"--failures {failures} is {what}, too: name another file")
+    try:
+        is_ours = failures.is_file() or not failures.exists()  # not a pipe or device
+        is_ours = is_ours and all(row.keys() == {"path", "reason"} for row in JsonLines("path").read(failures))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--failures {failures} can't be read ({error.strerror}): name another file") from None
+    except (ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"--failures {failures} holds something else than failures: name another file")
 
 
 def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...]) -> None:
@@ -111,8 +151,8 @@ def _check_caption_files(config: CaptionConfig, questions: tuple[Question, ...])
         )
 
 
-def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
-    settings = config.given()
+def _output(config: CaptionConfig, questions: tuple[Question, ...], *, is_begun: bool = False) -> Output:
+    settings = config.given() | ({} if config.temperature is None else {"seed": config.seed})
     if config.output is None:
         _check_caption_files(config, questions)
         return Sidecars(
@@ -127,5 +167,12 @@ def _output(config: CaptionConfig, questions: tuple[Question, ...]) -> Output:
         )
     if str(config.output) == STANDARD_OUTPUT:
         return StandardOutput(questions, config.model_name, settings, shared=launcher.processes() > 1)
-    overwrite = config.existing == "overwrite"
-    return RecordFile(config.output, questions, config.model_name, settings, overwrite=overwrite, backup=config.backup)
+    return RecordFile(
+        config.output,
+        questions,
+        config.model_name,
+        settings,
+        overwrite=config.existing == "overwrite" and not is_begun,
+        backup=config.backup,
+        csv_safe=config.csv_safe,
+    )

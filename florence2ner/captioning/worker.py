@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from florence2ner.captioning.asking import Asker
-from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, make_plan, text_style
+from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, text_style
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.batch import Batch, Window
@@ -36,9 +36,10 @@ from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task
-from florence2ner.outputs.answers import Answer, Content, Question, Record
-from florence2ner.outputs.records import json_line
+from florence2ner.outputs.answers import Answer, Content, Failure, Question, Record
+from florence2ner.outputs.forms import json_line
 
+_SIGPIPE = 13  # Windows has no name for it
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
 _GO_ON = "the same command goes on with the rest"
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
@@ -46,13 +47,15 @@ _rounds = itertools.count()  # numbers the work queues, the same in all processe
 
 @quiet_transformers()
 @lost_process_in_one_line(lambda: _GO_ON)
-def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> CaptionSummary:
-    """Carry out `plan`, which the main process has and the others receive from it (they pass None).
+def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, display: Display) -> CaptionSummary:
+    """Carry out `plan`, which the main process has and the others receive from it, and go on with what `watch` finds.
 
-    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, and UserError
-    where a process was lost.
+    The others pass None for both.
+
+    Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, UserError
+    where a process was lost, and BrokenPipeError where nobody reads standard output any more.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=0)
+    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
     (plan,) = broadcast_object_list([plan])
     assert plan is not None
     if config.dry_run or not (plan.todo or config.watch):
@@ -68,11 +71,13 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
         accelerator.wait_for_everyone()  # until the main process has opened the output
         stopped_by = worker.caption(plan)
         if config.watch:
-            stopped_by = _watch(worker, plan, stopped_by)
+            stopped_by = _watch(worker, watch, stopped_by)
     if accelerator.is_main_process:
         plan.output.finish()
         if config.failures:
             remove_lock(config.failures)
+    if stopped_by == _SIGPIPE:
+        raise BrokenPipeError
     summary = _summarise(gather_object([worker.tally]), plan.kept, worker.seconds, display)
     if stopped_by:
         rest = "" if config.watch else f"; {_GO_ON}"
@@ -80,9 +85,8 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, display: Display) -> Ca
     return summary
 
 
-def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int | None:
+def _watch(worker: "_Worker", watch: Watch | None, stopped_by: int | None) -> int | None:
     """Caption images that appear in the folders, until a signal comes. Returns that signal."""
-    watch = Watch(worker.config.paths, (image for image, _ in plan.todo))
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
         (found,) = broadcast_object_list([_await_round(worker, watch)])
@@ -90,7 +94,7 @@ def _watch(worker: "_Worker", plan: CaptionPlan, stopped_by: int | None) -> int 
     return stopped_by
 
 
-def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
+def _await_round(worker: "_Worker", watch: Watch | None) -> CaptionPlan | int | None:
     """Wait until there are new images or a signal. Returns a plan or the signal in the main process, else None.
 
     No collective operation, which would give up after a while: the main process looks for images, the others for word
@@ -98,7 +102,7 @@ def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
     """
     signals = worker.signals
     with WorkQueue(worker.accelerator, f"watch-{next(_rounds)}") as queue:
-        if not worker.accelerator.is_main_process:
+        if watch is None:  # not the main process
             queue.wait_until(lambda: queue.get("over") > 0, meanwhile=lambda: signals.tell(queue))
             return None
 
@@ -107,7 +111,7 @@ def _await_round(worker: "_Worker", watch: Watch) -> CaptionPlan | int | None:
             return signals.told(queue) is not None
 
         new = watch.wait(pause)
-        found = make_plan(worker.config, *new) if new else signals.told(queue)
+        found = watch.plan(*new, worker.refuse) if new else signals.told(queue)
         queue.add("over")
         return found
 
@@ -157,9 +161,10 @@ class _Worker:
             compiled=config.compile,
         )
         self.tasks = {task.name: task for task in map(find_task, config.task_prompt)}
-        self.asker = Asker(self.captioner, config, batch_size=config.batch_size, notify=display.warn)
+        batch_size = config.batch_size
+        self.asker = Asker(self.captioner, config, seed=config.seed, batch_size=batch_size, notify=display.warn)
         self.style = text_style(config)
-        self.batch = AdaptiveBatch(config.batch_size, display.warn)
+        self.batch = AdaptiveBatch(batch_size, display.warn)
 
     def caption(self, plan: CaptionPlan) -> int | None:
         """Caption images of the plan until all processes are done. Returns the signal that stopped them, if any.
@@ -188,14 +193,24 @@ class _Worker:
 
             def after_step(window: Window, records: list[Record]) -> bool:
                 (batch,) = window.batches
-                plan.output.write([record for record in records if record.answers])
-                self._note(plan, batch, records)
+                refused: Sequence[Failure] = ()
+                try:
+                    refused = plan.output.write([record for record in records if record.answers])
+                except BrokenPipeError:  # as a signal, so that the other processes stop, too
+                    self.signals.received = _SIGPIPE
+                self._note(plan, batch, records, dict(refused))
                 queue.add("done", len(batch.indices))
                 show()
                 return self.signals.tell(queue) is not None
 
             run_loop(loader, partial(self._step, plan), after_step)
-            queue.wait_for_all(meanwhile=show)
+
+            def meanwhile() -> None:
+                show()
+                if self.signals.received:
+                    queue.hurry()
+
+            queue.wait_for_all(meanwhile)
         self.seconds += time.perf_counter() - start
         return self.signals.told(queue)
 
@@ -224,8 +239,9 @@ class _Worker:
         for question in dict.fromkeys(question for item in items for question in item.questions):
             rows = [row for row, item in enumerate(items) if question in item.questions]
             ids = expand_prompt(self.captioner.processor, question.prompt).to(embedded.device).expand(len(rows), -1)
+            names = [as_utf8(items[row].image.name) for row in rows]
             may_be_empty = question.may_be_empty
-            texts = self.asker.ask(Embeddings(embedded[rows]), ids, None, may_be_empty=may_be_empty)
+            texts = self.asker.ask(Embeddings(embedded[rows]), ids, None, names=names, may_be_empty=may_be_empty)
             for row, text in zip(rows, texts, strict=True):
                 content = self._content(question, items[row], text)
                 if content or may_be_empty:
@@ -238,17 +254,27 @@ class _Worker:
             content = self.style.apply(content, item.image)
         return content
 
-    def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record]) -> None:
-        """Add a batch to the tally, and report its failures."""
+    def _note(self, plan: CaptionPlan, batch: Batch, records: Sequence[Record], refused: Mapping[Path, str]) -> None:
+        """Add a batch to the tally, and report its failures; `refused` are images whose answers can't be written."""
         asked = dict(plan.todo[index] for index in batch.indices)
         failures = [(as_utf8(plan.todo[index][0]), reason) for index, reason in batch.failures]
         for record in records:
+            if reason := refused.get(record.image):
+                failures.append((as_utf8(record.image), reason))
+                continue
             if len(record.answers) < len(asked[record.image]):
                 failures.append((as_utf8(record.image), "the model wrote nothing"))
                 continue
             self.tally.done += 1
             if flags := sorted({flag for answer in record.answers for flag in answer.flags}):
                 self.tally.flagged.append((as_utf8(record.image), ", ".join(flags)))
+        self._fail(failures)
+
+    def refuse(self, image: Path, reason: str) -> None:
+        """Report that an image is not captioned."""
+        self._fail([(as_utf8(image), reason)])
+
+    def _fail(self, failures: Sequence[tuple[str, str]]) -> None:
         for image, reason in failures:
             self.tally.failures.append((image, reason))
             if len(self.tally.failures) <= _NAMED:

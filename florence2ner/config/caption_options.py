@@ -66,6 +66,11 @@ class OutputOptions(Config):
         "One file for all captions, instead of a file for each: .jsonl, .csv, .json or a metadata.jsonl for "
         "imagefolder; - for JSON Lines on standard output.",
     )
+    csv_safe: bool = option(
+        False,
+        "In a .csv, put ' in front of a cell that begins with =, +, - or @, which a spreadsheet would take for a "
+        "formula.",
+    )
     failures: UserPath | None = option(
         None, "File for the images that could not be captioned, with the reasons, as JSON Lines."
     )
@@ -88,6 +93,8 @@ class OutputOptions(Config):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
+        if self.csv_safe and (self.output is None or self.output.suffix != ".csv"):
+            raise ValueError("csv_safe is about the cells of a .csv: leave it out, or set output to one")
         if self.output is not None:
             for name in ("append", "prepend"):
                 if self.existing == name:

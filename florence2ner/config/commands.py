@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from florence2ner.config.caption_options import ImageOptions, OutputOptions, TextOptions
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
-from florence2ner.config.options import BatchOptions, GenerationOptions, MachineOptions, ModelOptions
+from florence2ner.config.options import BatchOptions, GenerationOptions, MachineOptions, ModelOptions, SamplingOptions
 from florence2ner.config.train_options import (
     CheckpointOptions,
     DatasetOptions,
@@ -59,6 +59,7 @@ class EvalConfig(
     BatchOptions,
     MachineOptions,
     ReportOptions,
+    SamplingOptions,
     GenerationOptions,
     ModelOptions,
     EvalDatasetOptions,
@@ -71,6 +72,7 @@ class CaptionConfig(
     MachineOptions,
     TextOptions,
     OutputOptions,
+    SamplingOptions,
     GenerationOptions,
     ModelOptions,
     ImageOptions,

@@ -6,7 +6,7 @@ Each option is declared once: here, or in the `*_options.py` of the only command
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, field_validator, model_validator
 
 from florence2ner.config.base import Config, option
 
@@ -79,6 +79,13 @@ class Decoding(Config):
     )
     bad_words: tuple[str, ...] = option((), "A word never to write; repeat the flag for several.")
 
+    @field_validator("bad_words")
+    @classmethod
+    def _words_are_not_blank(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(str.strip, values)):
+            raise ValueError("a word is blank, which would forbid every word or none: leave it out")
+        return values
+
     @model_validator(mode="after")
     def _sampling_has_a_temperature(self) -> Self:
         if self.temperature is None and (self.top_p is not None or self.top_k is not None):
@@ -97,6 +104,16 @@ class GenerationOptions(Decoding):
     panel: ClassVar[str] = "Generation"
 
     retry: bool = option(True, "Ask once more, with other settings, where a caption is empty, a loop or cut off.")
+
+
+class SamplingOptions(Config):
+    """What a temperature draws, in `caption` and `eval`; `train` has one seed for everything."""
+
+    panel: ClassVar[str] = "Generation"
+
+    seed: int = option(
+        42, "What is sampled with a temperature: the same seed and file name draw the same.", ge=0, lt=2**32
+    )
 
 
 class MachineOptions(Config):

@@ -58,7 +58,7 @@ class TrainingOptions(Config):
     restarts: int = option(
         1, "Cosine cycles after the warmup, each from the peak learning rate down to 0 (1: one descent).", ge=1
     )
-    seed: int = option(42, "Seed of the split, the order of the images and dropout.", ge=0, lt=2**32)
+    seed: int = option(42, "Seed of the split, the order of the images, dropout and sampled captions.", ge=0, lt=2**32)
     group_by_length: bool = option(
         False, "Put captions of like length into the same batch: less padding, a little less random."
     )

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 _POLL = 0.1  # seconds
 _BEAT = 1.0  # seconds between two signs of life
 PATIENCE = 60.0  # seconds: of a process that lives, a thread is kept waiting for that long by nothing but a hang
+HASTE = 15.0  # seconds, once there was a signal: where that was a launcher's, it kills in 30 s
 
 
 class WorkQueue:
@@ -76,6 +77,10 @@ class WorkQueue:
         """
         while (first := self.add("claimed", size) - size) < total:
             yield list(range(first, min(first + size, total)))
+
+    def hurry(self) -> None:
+        """From now on, lose patience sooner: a signal came, as a launcher sends it where another process has died."""
+        self._patience = min(self._patience, HASTE)
 
     def wait_for_all(self, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Return when every process has called this. Until then, `meanwhile` is called about ten times a second.

@@ -61,7 +61,10 @@ class StopSignals:
         """
         if self.received and queue.add("signals") == 1:
             queue.add("signal", self.received)
-        return self.told(queue)
+        told = self.told(queue)
+        if told:
+            queue.hurry()
+        return told
 
     @staticmethod
     def told(queue: WorkQueue) -> int | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
 from florence2ner.config.options import GenerationOptions
-from florence2ner.data.batch import FeatureSource, Window
+from florence2ner.data.batch import Batch, FeatureSource, Window
 from florence2ner.data.captions import drop_overlong, overlong_note, special_tokens_warning
 from florence2ner.data.layouts.pairs import discover_samples, no_captions
 from florence2ner.data.loader import SequentialLoader, Workers
@@ -31,13 +31,13 @@ from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.errors import UserError
-from florence2ner.files import check_writable, write_text
+from florence2ner.files import as_utf8, check_writable, write_text
 from florence2ner.metrics import METRICS, MetricName, Observed, measure
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.generation import Generated
-from florence2ner.model.inputs import Encoded, Pixels, Text
+from florence2ner.model.inputs import Encoded, Pixels
 from florence2ner.model.tasks import doubt_about, find_task
 
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
@@ -88,7 +88,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     are left out. Raises UserError for a dataset without captioned images or with too long captions only, a model that
     can't be loaded, an output that can't be written and a process that was lost.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=0)
+    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
     display = Display(is_main=accelerator.is_main_process)
     if note := precision_note(config.mixed_precision):
         display.say(f"note: {note}")
@@ -115,6 +115,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         captioner,
         samples,
         generation=config,
+        seed=config.seed,
         batch_size=config.batch_size,
         workers=Workers.for_device(
             accelerator.device,
@@ -140,6 +141,7 @@ def evaluate_samples(
     samples: Sequence[Sample],
     *,
     generation: GenerationOptions,
+    seed: int,
     batch_size: int,
     workers: Workers,
     captions: int | None = None,
@@ -152,7 +154,8 @@ def evaluate_samples(
     captioner in evaluation mode. `give_up` is called after each batch; when it returns True in any process, the result
     is None. Raises UserError when no image can be read.
     """
-    step = _EvaluationStep(accelerator, display, captioner, samples, generation, batch_size, captions)
+    asker = Asker(captioner, generation, seed=seed, batch_size=batch_size, notify=display.warn)
+    step = _EvaluationStep(accelerator, captioner, asker, samples, captions)
     batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     loader = SequentialLoader(samples, captioner.processor, batches, workers=workers, features=features)
     results: list[_BatchResult] = []
@@ -207,16 +210,15 @@ class _EvaluationStep:
     def __init__(
         self,
         accelerator: Accelerator,
-        display: Display,
         captioner: Captioner,
+        asker: Asker,
         samples: Sequence[Sample],
-        generation: GenerationOptions,
-        batch_size: int,
         captions: int | None,
     ) -> None:
         self._accelerator = accelerator
         self._captioner = captioner
-        self._asker = Asker(captioner, generation, batch_size=batch_size, notify=display.warn)
+        self._asker = asker
+        self._samples = samples
         self._limit = len(samples) if captions is None else captions
         self._may_be_empty = all(find_task(sample.task_prompt).may_be_empty for sample in samples)
 
@@ -230,15 +232,18 @@ class _EvaluationStep:
                 images = vision.encode(images)  # here, so that loss and captions share it
             loss_sum = self._captioner(images, batch.text).sum()
             wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
-            answers = self._write(type(images)(images.values[wanted]), batch.text, wanted) if wanted else []
+            answers = self._write(type(images)(images.values[wanted]), batch, wanted) if wanted else []
         predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
         unreadable = tuple(index for index, _ in batch.failures)
         return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.valid), tuple(predictions), unreadable)
 
-    def _write(self, images: Encoded, text: Text, rows: list[int]) -> list[Generated]:
+    def _write(self, images: Encoded, batch: Batch, rows: list[int]) -> list[Generated]:
+        text = batch.text
+        assert text is not None
+        names = [as_utf8(self._samples[batch.indices[row]].image.path.name) for row in rows]
         mask = None if text.attention_mask is None else text.attention_mask[rows]
         embedded = self._captioner.vision.embed(images)
-        return self._asker.ask(embedded, text.input_ids[rows], mask, may_be_empty=self._may_be_empty)
+        return self._asker.ask(embedded, text.input_ids[rows], mask, names=names, may_be_empty=self._may_be_empty)
 
 
 def _summarise(results: Sequence[_BatchResult], samples: Sequence[Sample]) -> Evaluation:

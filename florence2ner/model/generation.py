@@ -1,5 +1,6 @@
 """Generates text about images, and decides which of two attempts to keep."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,9 +37,17 @@ class Generated:
 
 @torch.no_grad()
 def generate(
-    captioner: Captioner, images: Embeddings, input_ids: Tensor, attention_mask: Tensor | None, decoding: Decoding
+    captioner: Captioner,
+    images: Embeddings,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    decoding: Decoding,
+    *,
+    seeds: Sequence[int] = (),
 ) -> list[Generated]:
     """Generate a text for each of B images, from prompts `input_ids` (B, N) and their `attention_mask` (B, N).
+
+    Where `decoding` has a temperature, each image needs one of `seeds`; what is drawn for it depends on nothing else.
 
     `max_new_tokens` is limited to the decoder's number of positions. Whatever `decoding` leaves open, such as n-gram
     blocking, and the forced first and last token, is as the checkpoint's generation config says. <image> is never
@@ -61,12 +70,18 @@ def generate(
     ids: Tensor = model.generate(
         encoder_outputs=encoded,
         attention_mask=attention_mask,
-        custom_generate=partial(search, encoded=encoded.last_hidden_state, encoded_mask=attention_mask),
+        custom_generate=partial(search, encoded=encoded.last_hidden_state, encoded_mask=attention_mask, seeds=seeds),
         **settings,
     )
     rows = [[i for i in row[1:] if i != pad] for row in ids.tolist()]  # without the decoder's start token
     raws = processor.batch_decode(rows, skip_special_tokens=False)
     return [Generated(raw, tokens=len(row), limit=limit) for raw, row in zip(raws, rows, strict=True)]
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of an image, from that of the run and the name of its file: the same wherever the folder is."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
 
 
 def second_try(first: Decoding) -> Decoding:

@@ -30,12 +30,13 @@ def search(
     *,
     encoded: Tensor,
     encoded_mask: Tensor | None,
+    seeds: Sequence[int] = (),
     **_: Any,
 ) -> Tensor:
     """The decoding loop for `generate(custom_generate=...)`. Returns the ids of each image's best text, padded: (B, T).
 
     `encoded` (B, N, d_model) is the output of the language model's encoder, `encoded_mask` (B, N) its attention mask;
-    `input_ids` (B * beams, 1) are the decoder's start tokens.
+    `input_ids` (B * beams, 1) are the decoder's start tokens. Sampling needs `seeds`, one for each image.
     """
     decoder = _Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
     processors = [
@@ -49,7 +50,8 @@ def search(
         return scores
 
     find = _beam_search if generation_config.num_beams > 1 else _one_by_one
-    rows = find(decoder, input_ids, process, stopping_criteria, generation_config)
+    dice = _Dice(seeds, encoded.device) if generation_config.do_sample else None
+    rows = find(decoder, input_ids, process, stopping_criteria, generation_config, dice)
     return pad_sequence(list(rows), batch_first=True, padding_value=generation_config.pad_token_id)
 
 
@@ -65,6 +67,26 @@ def _ban_repetition(size: int) -> Processor:
         return scores.scatter_reduce(1, ngrams[..., -1], limits, "amin")
 
     return ban
+
+
+class _Dice:
+    """Draws for each image from its own random numbers, so that no draw depends on what else is in the batch."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def draw(self, scores: Tensor, number: int) -> Tensor:
+        """Different indices (B, number) into scores (B, C), drawn by the softmax of the scores."""
+        # A race between exponentially distributed times, by which torch.multinomial draws too; but that has one
+        # generator for all rows.
+        times = [
+            torch.empty_like(row).exponential_(generator=own) for row, own in zip(scores, self.generators, strict=True)
+        ]
+        return (scores.softmax(-1) / torch.stack(times)).topk(number).indices
+
+    def keep(self, images: Sequence[int]) -> None:
+        """Go on with these images only: indices into the current batch."""
+        self.generators = [self.generators[i] for i in images]
 
 
 class _Decoder:
@@ -120,14 +142,14 @@ class _Decoder:
 
 
 def _one_by_one(
-    decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
+    decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig, dice: _Dice | None
 ) -> Sequence[Tensor]:
-    """Greedy decoding, or sampling with `do_sample`. Returns the ids of each image's text, (T,) of its own length."""
+    """Greedy decoding, or sampling with `dice`. Returns the ids of each image's text, (T,) of its own length."""
     texts: dict[int, Tensor] = {}
     images = list(range(len(ids)))  # those still in the batch
     while images:
         scores = processor(ids, decoder.next_logits(ids))
-        drawn = scores.softmax(-1).multinomial(1) if config.do_sample else scores.argmax(-1, keepdim=True)
+        drawn = dice.draw(scores, 1) if dice else scores.argmax(-1, keepdim=True)
         ids = torch.cat([ids, drawn], dim=1)
         ended = stop(ids, None)
         if ended.any():
@@ -136,11 +158,13 @@ def _one_by_one(
             images = [images[i] for i in going_on.tolist()]
             ids = ids[going_on]
             decoder.keep(going_on, beams=1)
+            if dice:
+                dice.keep(going_on.tolist())
     return [texts[image] for image in sorted(texts)]
 
 
 def _beam_search(
-    decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
+    decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig, dice: _Dice | None
 ) -> Sequence[Tensor]:
     """Beam search. Returns the ids of each image's best text by log-likelihood / length ** length_penalty, (T,)."""
     beams, penalty, early = config.num_beams, config.length_penalty, config.early_stopping
@@ -160,8 +184,8 @@ def _beam_search(
         vocabulary = likelihoods.shape[-1]
         totals = (rearrange(likelihoods, "(b k) v -> b k v", k=beams) + scores.unsqueeze(-1)).flatten(1)
         # Enough candidates that K of them go on even if every beam's end tokens are among them.
-        if config.do_sample:
-            chosen = totals.softmax(-1).multinomial(candidates)
+        if dice:
+            chosen = dice.draw(totals, candidates)
             chosen_scores = totals.gather(1, chosen)
         else:
             chosen_scores, chosen = totals.topk(candidates)
@@ -197,6 +221,8 @@ def _beam_search(
             images = [images[i] for i in going_on.tolist()]
             ids, scores, best, best_scores, exists = (t[going_on] for t in (ids, scores, best, best_scores, exists))
             decoder.keep(going_on, beams)
+            if dice:
+                dice.keep(going_on.tolist())
     return [texts[image] for image in sorted(texts)]
 
 

@@ -1,6 +1,7 @@
 """The questions asked about images, the model's answers, and the interface of the outputs that write them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,8 +38,17 @@ class Record:
     answers: tuple[Answer, ...]
 
 
+Failure = tuple[Path, str]  # an image, and why it has no caption
+
+
 class Output(Protocol):
-    """Where captions are written. Every process may call `write`; the main process calls the rest, `look` first."""
+    """Where captions are written. Every process may call `write`; the main process calls the rest, in this order."""
+
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """A context manager that keeps other runs from writing to the same place.
+
+        Raises UserError where one does so already.
+        """
 
     def look(self, images: Sequence[Path]) -> None:
         """Find out what exists, without changing anything.
@@ -52,11 +62,17 @@ class Output(Protocol):
     def missing(self, image: Path) -> tuple[Question, ...]:
         """The questions that are still to be answered about an image."""
 
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """The files that answers about these images go to."""
+
     def place_of(self, image: Path) -> str:
         """Where the answers about an image go, as text for the user."""
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Write the answers about some images. Raises UserError where they can't be written."""
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
+        """Write the answers about some images. Returns those whose answers can't be written, as theirs alone.
+
+        Raises UserError where no answers can be written.
+        """
 
     def finish(self) -> None:
         """Write what can only be written at the end, and clean up; called once, when all processes are done."""

@@ -1,20 +1,20 @@
 """Outputs with the captions of all images as rows of one file (JSON Lines, CSV, JSON) or of standard output."""
 
 import csv
-import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, as_utf8, back_up, has_text, lock, remove_lock, write_text
-from florence2ner.outputs.answers import Answer, Question, Record
+from florence2ner.files import append_text, as_utf8, back_up, has_text, hold, lock, remove_lock, write_text
+from florence2ner.outputs.answers import Answer, Failure, Question, Record
+from florence2ner.outputs.forms import Csv, Form, JsonLines, json_line
 
 METADATA = "metadata.jsonl"  # the file that the "imagefolder" loader of Hugging Face datasets reads
 STANDARD_OUTPUT = "-"
@@ -36,7 +36,18 @@ class RecordFile:
     settings: Mapping[str, Any]
     overwrite: bool = False
     backup: bool = False
+    csv_safe: bool = False
+    _form: Form = field(init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)  # (name of the image, prompt) of each answer
+
+    def __post_init__(self) -> None:
+        """Choose the form of the rows by the file's name."""
+        key = "file_name" if self._is_metadata else "path"
+        self._form = Csv(safe=self.csv_safe) if self.path.suffix == ".csv" else JsonLines(key)
+
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """Keep the file for this run, under its own name and others that lead to it."""
+        return hold(Path(os.path.realpath(self.path)), f"the output {self.path}")
 
     def look(self, images: Sequence[Path]) -> None:
         """Read which answers the file has already.
@@ -51,7 +62,7 @@ class RecordFile:
         self._done = set()
         if not self.overwrite:
             for path in {self.path, self._lines}:
-                for row in _read_rows(path):
+                for row in self._read(path):
                     self._done |= self._keys_of(row, path)
 
     def open(self) -> None:
@@ -69,28 +80,33 @@ class RecordFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't make the folder {self.path.parent} ({error.strerror})") from error
-        if self.path.suffix == ".csv" and not has_text(self.path):
-            append_text(self.path, _csv_line(_COLUMNS))
+        if self.path.suffix == ".csv":
+            append_text(self.path, "", self._form.find_end)  # the header
 
     def missing(self, image: Path) -> tuple[Question, ...]:
         """The questions whose answers are not in the file."""
         name = self._name_of(image)
         return tuple(question for question in self.questions if (name, question.prompt) not in self._done)
 
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """The file, and that with the rows of an unfinished .json."""
+        yield from {self.path, self._lines}
+
     def place_of(self, image: Path) -> str:
         """The file's path, the same for all images."""
         return str(self.path)
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
         """Append the rows of some images, in one go."""
         lines = [line for record in records for line in self._lines_of(record)]
-        append_text(self._lines, "".join(lines))
+        append_text(self._lines, "".join(lines), self._form.find_end)
+        return ()
 
     def finish(self) -> None:
         """Write the array of a .json file, and remove temporary and lock files."""
         if self.path.suffix == ".json" and (self._lines.exists() or not self.path.exists()):
             # A dict, since a run that was killed between the next two statements has left its rows in both files.
-            rows = {(row["path"], row["task"]): row for row in (*_read_rows(self.path), *_read_rows(self._lines))}
+            rows = {(row["path"], row["task"]): row for row in (*self._read(self.path), *self._read(self._lines))}
             write_text(self.path, json.dumps(list(rows.values()), ensure_ascii=False, indent=1) + "\n")
             self._lines.unlink(missing_ok=True)
         remove_lock(self._lines)
@@ -113,11 +129,24 @@ class RecordFile:
         if self._is_metadata:
             answers = {self._column_of(answer.question): answer.content for answer in record.answers}
             if len(answers) == len(self.questions):
-                yield json_line({"file_name": name} | answers)
+                yield self._form.text_of({"file_name": name} | answers)
             return
         for answer in record.answers:
-            row = row_of(name, record, answer, self.model, self.settings)
-            yield _csv_line(row[column] for column in _COLUMNS) if self.path.suffix == ".csv" else json_line(row)
+            yield self._form.text_of(row_of(name, record, answer, self.model, self.settings))
+
+    def _read(self, path: Path) -> Iterator[Any]:
+        """The rows of an earlier run's file. Raises UserError where it can't be read or is not ours."""
+        try:
+            if has_text(path):
+                yield from _read_array(path) if path.suffix == ".json" else self._form.read(path)
+        except UserError:
+            raise
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(
+                f"{path} can't be read as {path.suffix} ({error}): name another file for --output"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror}") from None
 
     def _column_of(self, question: Question) -> str:
         """The column of a metadata.jsonl with the answers to a question."""
@@ -156,6 +185,10 @@ class StandardOutput:
         """Name the lock after this process, the main one; the other processes receive this object, and so that name."""
         self._turns = Path(f"~/.cache/florence2ner/output-{platform.node()}-{os.getpid()}").expanduser()
 
+    def hold(self, images: Sequence[Path]) -> AbstractContextManager[None]:
+        """Does nothing: each run has its own standard output."""
+        return nullcontext()
+
     def look(self, images: Sequence[Path]) -> None:
         """Does nothing: there are no earlier answers."""
 
@@ -171,11 +204,15 @@ class StandardOutput:
         """All questions."""
         return self.questions
 
+    def files(self, images: Sequence[Path]) -> Iterator[Path]:
+        """None."""
+        return iter(())
+
     def place_of(self, image: Path) -> str:
         """The words "standard output"."""
         return "standard output"
 
-    def write(self, records: Sequence[Record]) -> None:
+    def write(self, records: Sequence[Record]) -> Sequence[Failure]:
         """Print the rows of some images; those of other processes can't come in between."""
         rows = (
             row_of(as_utf8(record.image), record, answer, self.model, self.settings)
@@ -185,6 +222,7 @@ class StandardOutput:
         with lock(self._turns) if self.shared else nullcontext():
             sys.stdout.write("".join(map(json_line, rows)))
             sys.stdout.flush()
+        return ()
 
     def finish(self) -> None:
         """Remove the lock file, if there is one."""
@@ -192,13 +230,8 @@ class StandardOutput:
             remove_lock(self._turns)
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of JSON, with its newline."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def row_of(name: str, record: Record, answer: Answer, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The row for an answer, with the image's size and how the answer was made; `_COLUMNS` are its keys."""
+    """The row for an answer, with the image's size and how the answer was made; `COLUMNS` are its keys."""
     return {
         "path": name,
         "caption": answer.content,
@@ -212,39 +245,8 @@ def row_of(name: str, record: Record, answer: Answer, model: str, settings: Mapp
     }
 
 
-_COLUMNS = ("path", "caption", "task", "model", "settings", "width", "height", "seconds", "flags")
-
-
-def _csv_line(cells: Iterable[Any]) -> str:
-    """A row of CSV with its newline. Line breaks in cells become spaces; cells that are not text or numbers, JSON.
-
-    With one line per row, `append_text` can remove the incomplete last row of a process that was killed.
-    """
-    text = io.StringIO()
-    plain = (cell if isinstance(cell, (str, int, float)) else json.dumps(cell, ensure_ascii=False) for cell in cells)
-    joined = (" ".join(cell.splitlines()) if isinstance(cell, str) else cell for cell in plain)
-    csv.writer(text, lineterminator="\n").writerow(joined)
-    return text.getvalue()
-
-
-def _read_rows(path: Path) -> Iterator[Any]:
-    """The rows of an earlier run's file; an incomplete last line, left when that run was killed, is skipped.
-
-    Raises UserError where the file can't be read.
-    """
-    try:
-        if not has_text(path):
-            return
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise ValueError("no array")
-            yield from rows
-            return
-        with path.open(encoding="utf-8", newline="\n") as file:
-            lines = (line for line in file if line.endswith("\n"))
-            yield from csv.DictReader(lines) if path.suffix == ".csv" else map(json.loads, lines)
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as {path.suffix} ({error}): name another file for --output") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
+def _read_array(path: Path) -> list[Any]:
+    rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(rows, list):
+        raise ValueError("no array")
+    return rows

@@ -55,7 +55,7 @@ def hold_run_folder(config: TrainConfig) -> AbstractContextManager[None]:
     if not launcher.is_main():
         return nullcontext()
     check_writable(config.run_dir, "choose another --output-dir")
-    return hold(config.run_dir, "wait until that run ends, stop it, or choose another --run-name")
+    return hold(config.run_dir, str(config.run_dir), "wait until that run ends, stop it, or choose another --run-name")
 
 
 def find_start(config: TrainConfig) -> Start:

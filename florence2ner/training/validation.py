@@ -55,6 +55,7 @@ class Validation:
                 self._captioner,
                 self._samples,
                 generation=config,
+                seed=config.seed,
                 batch_size=config.eval_batch_size,
                 workers=self._context.workers,
                 captions=config.eval_batch_size,

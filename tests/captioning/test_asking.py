@@ -16,6 +16,8 @@ from florence2ner.model.generation import Generated, generate, second_try
 from florence2ner.model.inputs import Embeddings
 from tests.model.support import IMAGES, LIMIT, prompts
 
+NAMES = [f"{number}.png" for number in range(IMAGES)]
+
 
 @pytest.fixture
 def encoded(captioner: Captioner) -> Iterator[list[int]]:
@@ -31,8 +33,8 @@ def ask(captioner: Captioner, embedded: Embeddings, *, batch_size: int = IMAGES,
     def fail(message: str) -> None:
         raise AssertionError(message)
 
-    asker = Asker(captioner, GenerationOptions(**settings), batch_size=batch_size, notify=fail)
-    return asker.ask(embedded, prompts(captioner.processor, padded=False)[0], None)
+    asker = Asker(captioner, GenerationOptions(**settings), seed=0, batch_size=batch_size, notify=fail)
+    return asker.ask(embedded, prompts(captioner.processor, padded=False)[0], None, names=NAMES)
 
 
 def test_without_retry_everything_is_asked_once(captioner: Captioner, embedded: Embeddings, encoded: list[int]) -> None:
@@ -72,8 +74,8 @@ def test_what_looks_right_is_not_asked_again(captioner: Captioner, embedded: Emb
     right = [row for row, text in enumerate(ask(captioner, embedded, retry=False, **settings)) if not text.flags()]
     encoded.clear()
     ids, mask = prompts(captioner.processor, padded=False)
-    asker = Asker(captioner, GenerationOptions(**settings), batch_size=IMAGES, notify=print)
-    texts = asker.ask(Embeddings(embedded.values[right]), ids[right], mask[right])
+    asker = Asker(captioner, GenerationOptions(**settings), seed=0, batch_size=IMAGES, notify=print)
+    texts = asker.ask(Embeddings(embedded.values[right]), ids[right], mask[right], names=[NAMES[row] for row in right])
     assert not any(text.flags() for text in texts)
     assert encoded == [len(right)]
 
@@ -90,7 +92,7 @@ def test_a_second_try_reads_images_and_prompts_of_the_rows_that_it_is_about(
     read: list[dict[str, Tensor]] = []
     encoder = captioner.model.model.language_model.encoder
     handle = encoder.register_forward_hook(lambda module, args, given, output: read.append(given), with_kwargs=True)
-    Asker(captioner, options, batch_size=IMAGES, notify=print).ask(embedded, ids, mask)
+    Asker(captioner, options, seed=0, batch_size=IMAGES, notify=print).ask(embedded, ids, mask, names=NAMES)
     handle.remove()
     _, again = read
     expected = captioner.merge(Embeddings(embedded.values[flagged]), ids[flagged])
@@ -129,6 +131,8 @@ def data(shapes: Path, tmp_path: Path) -> Path:
         {"no_repeat_ngram_size": 2},
         {"bad_words": ("red", "small")},
         {"max_new_tokens": 5},
+        {"num_beams": 1, "temperature": 1.5},
+        {"num_beams": 2, "temperature": 1.5, "seed": 7},
     ],
     ids=str,
 )

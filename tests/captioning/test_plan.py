@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,9 @@ def test_places_that_cannot_be_written_to_are_refused_before_the_model_is_looked
     (tmp_path / "file").write_text("no folder")
     place = tmp_path / "file" / "out" / ("" if flag == "output_dir" else "x.jsonl")
     before = files_in(tmp_path)
-    with pytest.raises(UserError, match=f"can't make the folder .*choose another --{flag.replace('_', '-')}"):
-        caption(CaptionConfig(paths=(images,), model_name="nowhere", **{flag: place}))
+    for settings in ({}, {"dry_run": True}):
+        with pytest.raises(UserError, match=f"can't make the folder .*choose another --{flag.replace('_', '-')}"):
+            caption(CaptionConfig(paths=(images,), model_name="nowhere", **settings, **{flag: place}))
     assert files_in(tmp_path) == before
 
 
@@ -64,3 +66,47 @@ def test_folders_that_cannot_be_written_to_are_refused_before_the_model_is_looke
     assert done.returncode == 2, done.stderr
     said = f"error: can't write to {images}/sub (Permission denied): write elsewhere with --output-dir or --output"
     assert done.stderr.splitlines() == [said]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings", "said"),
+    [
+        ("captions.jsonl", "", {"output": "captions.jsonl"}, "is the output, too"),
+        ("link.jsonl", None, {"output": "captions.jsonl"}, "is the output, too"),
+        ("captions.unfinished.jsonl", None, {"output": "captions.json"}, "is the output, too"),
+        ("sub/../images/a.txt", None, {}, "is the output, too"),
+        ("link/a.txt", None, {}, "is the output, too"),
+        ("images/a.od.json", None, {"task_prompt": ("<OD>", "<OCR>")}, "is the output, too"),
+        ("images/a.png", "", {}, "is an image, too"),
+        ("notes.txt", "call the plumber", {}, "holds something else than failures"),
+        ("captions.jsonl", '{"path": "a.png", "caption": "a dog"}\n', {}, "holds something else than failures"),
+        ("list.json", "[]", {}, "holds something else than failures"),
+        ("bytes", b"\xff\n", {}, "holds something else than failures"),
+        ("pipe", None, {}, "holds something else than failures"),
+    ],
+)
+def test_failures_replace_nothing_but_failures(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str | bytes | None,
+    settings: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "sub"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to("images")
+    (tmp_path / "link.jsonl").symlink_to("captions.jsonl")
+    (tmp_path / "images" / "a.png").touch()
+    os.mkfifo("pipe")
+    path = tmp_path / name
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    before = files_in(tmp_path)
+    with pytest.raises(UserError, match=f"--failures {name} {said}: name another file"):
+        plan(Path("images"), failures=name, **settings)
+    assert files_in(tmp_path) == before
+    for whole in ("", '{"path": "b.png", "reason": "x"}\n', '{"path": "b.png", "reason": "x"}\n{"path": "to'):
+        (tmp_path / "failures.jsonl").write_text(whole)
+        assert plan(Path("images"), failures="failures.jsonl", **settings).todo, "one of ours is taken"

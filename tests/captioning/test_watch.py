@@ -1,16 +1,19 @@
 """Captioning images as they appear in a folder."""
 
+import json
+import os
 import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Start
 from tests.programs.starting import Running
-from tests.support import assert_one_clear_line
+from tests.support import assert_one_clear_line, many
 
 PATIENCE = 5  # seconds
 
@@ -46,6 +49,76 @@ def test_watch_captions_images_as_they_appear(start: Start, images: Path, traine
     found = re.search(r"7 captioned, 0 kept, 1 failed \(([\d.]+) images/s\)", running.stderr)
     assert found, running.stderr
     assert float(found[1]) > 1.5 * 7 / seconds, "waiting for images is not captioning"
+
+
+def test_an_image_that_was_incomplete_at_the_start_is_captioned_when_it_is_whole(
+    start: Start, images: Path, trained_model: Path, shapes: Path
+) -> None:
+    """It is completed while the others are captioned, before anybody watches."""
+    whole = (shapes / "0007.png").read_bytes()
+    (images / "+.png").write_bytes(whole[: len(whole) // 2])  # the first in order
+    many(images, shapes, 40)
+    flags = ("--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
+    running = start("florence2ner", "caption", images, *flags, "--watch")
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert running.poll(0.01) is None, running.stderr
+
+    wait_for(lambda: "+.png is skipped" in running.stderr)
+    assert "watching" not in running.stderr
+    (images / "+.png").write_bytes(whole)
+    wait_for(lambda: "watching" in running.stderr)
+    shutil.copy(shapes / "0007.png", images / "later.png")
+    wait_for((images / "later.txt").exists)
+    assert (images / "+.txt").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_cannot_be_captioned_is_named_and_does_not_end_the_watch(
+    start: Start, images: Path, trained_model: Path, shapes: Path, processes: int
+) -> None:
+    flags = ("--model-name", trained_model, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry", "--watch")
+    running = start("florence2ner", "caption", images, *flags, processes=processes)
+    while "watching" not in running.stderr:
+        assert running.poll(0.01) is None, running.stderr
+    (images / "folder.txt").mkdir()
+    for name in ("0.jpg", "a.png", "folder.png", "b.png", "b.jpg"):
+        shutil.copy(shapes / "0007.png", images / f".{name}")
+        (images / f".{name}").rename(images / name)
+    (images / "gone.png").symlink_to("nowhere")
+    for name in ("a", "b"):
+        while not (images / f"{name}.txt").exists():
+            assert running.poll(0.01) is None, running.stderr
+    shutil.copy(shapes / "0007.png", images / "later.png")
+    while not (images / "later.txt").exists():
+        assert running.poll(0.01) is None, running.stderr
+    running.signal(signal.SIGINT)
+    running.wait()
+    assert [running.code(rank) for rank in range(processes)] == [130] * processes, running.stderr
+    for image in ("0.jpg", "folder.png", "gone.png"):
+        assert running.stderr.count(f"{image} is skipped: ") == 1, running.stderr
+    assert len(re.findall(r"b\.(?:png|jpg) is skipped: .* would share the caption file", running.stderr)) == 1
+    assert "8 captioned, 0 kept, 4 failed" in running.stderr
+    assert "Traceback" not in running.stderr
+
+
+def test_a_changed_image_has_one_row_even_where_the_output_was_overwritten(
+    start: Start, images: Path, trained_model: Path, shapes: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "captions.jsonl"
+    flags = ("--model-name", trained_model, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry", "--watch")
+    running = start("florence2ner", "caption", images, *flags, "--output", output, "--existing", "overwrite")
+    while "watching" not in running.stderr:
+        assert running.poll(0.01) is None, running.stderr
+    os.utime(images / "0.png", (1, 1))
+    shutil.copy(shapes / "0007.png", images / "later.png")
+    while output.read_text().count("\n") < 6:
+        assert running.poll(0.01) is None, running.stderr
+    running.signal(signal.SIGINT)
+    running.wait()
+    rows = [json.loads(line)["path"] for line in output.read_text().splitlines()]
+    assert sorted(Path(row).stem for row in rows) == ["0", "1", "2", "3", "4", "later"]
 
 
 @pytest.mark.slow

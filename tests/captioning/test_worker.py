@@ -72,6 +72,22 @@ def test_bad_words_are_never_written(run: Caption, images: Path) -> None:
     assert word not in (images / "0.txt").read_text().split()
 
 
+def test_a_temperature_repeats_with_the_seed_whatever_the_batches_and_processes(
+    run: Caption, start: Start, images: Path, trained_model: Path, tmp_path: Path
+) -> None:
+    def texts(name: str) -> dict[str, str]:
+        folder = tmp_path / name
+        return {path: (folder / path).read_text() for path in files_in(folder)}
+
+    run(temperature=1.5, batch_size=4, output_dir=tmp_path / "one")
+    flags = ("--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 16, "--no-retry")
+    two = ("--temperature", 1.5, "--output-dir", tmp_path / "two", "--seed", 42)
+    assert start("florence2ner", "caption", "images", *flags, *two, processes=2).wait().returncode == 0
+    assert texts("one") == texts("two")
+    run(temperature=1.5, seed=1, output_dir=tmp_path / "other")
+    assert texts("one") != texts("other")
+
+
 def test_ctrl_c_keeps_what_is_finished(start: Start, images: Path, trained_model: Path, shapes: Path) -> None:
     many(images, shapes, 200)
     flags = ("--model-name", trained_model, "--batch-size", 2, "--num-beams", 1, "--max-new-tokens", 16, "--no-retry")

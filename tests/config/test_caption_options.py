@@ -43,6 +43,10 @@ def load(folder: Path, **flags: Any) -> CaptionConfig:
             {"output": "a.csv", "output_dir": "captions"},
             "output is one file, output_dir a folder of caption files: choose one of them",
         ),
+        ({"bad_words": ("photo", "")}, "bad_words: a word is blank, which would forbid every word or none"),
+        ({"bad_words": (" ",)}, "bad_words: a word is blank"),
+        ({"csv_safe": True}, "csv_safe is about the cells of a .csv: leave it out, or set output to one"),
+        ({"csv_safe": True, "output": "a.jsonl"}, "csv_safe is about the cells of a .csv"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path, flags: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from florence2ner.config.commands import CaptionConfig
 from florence2ner.config.options import Decoding
 from florence2ner.model.build import build_captioner
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.generation import Generated, generate, replace_flagged, second_try
+from florence2ner.model.generation import Generated, generate, replace_flagged, second_try, seed_of
 from florence2ner.model.inputs import Embeddings, Pixels
 from tests.model.support import IMAGES, LIMIT, prompts
 
@@ -131,6 +131,25 @@ def test_a_row_is_written_as_if_it_were_alone(captioner: Captioner, embedded: Em
         length = int(mask[row].sum())
         alone = Embeddings(embedded.values[row : row + 1])
         assert generate(captioner, alone, ids[row : row + 1, :length], None, decoding) == [text]
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 2}, {"num_beams": 1, "top_k": 1}], ids=str)
+def test_what_is_drawn_for_an_image_depends_on_its_seed_alone(
+    captioner: Captioner, embedded: Embeddings, settings: dict[str, Any]
+) -> None:
+    ids, _ = prompts(captioner.processor, padded=False)
+    decoding = Decoding(max_new_tokens=12, temperature=3.0, **settings)
+
+    def write(rows: list[int], seeds: list[int]) -> list[Generated]:
+        torch.manual_seed(len(rows))  # no draw may depend on what else was drawn in this process
+        return generate(captioner, Embeddings(embedded.values[rows]), ids[rows], None, decoding, seeds=seeds)
+
+    seeds = [seed_of(42, f"{row}.png") for row in range(IMAGES)]
+    together = write([*range(IMAGES)], seeds)
+    assert write([*range(IMAGES)][::-1], seeds[::-1]) == together[::-1]
+    assert write([3], seeds[3:4]) == together[3:4]
+    others = write([3] * 5, [seed_of(seed, "3.png") for seed in range(5)])
+    assert len({text.raw for text in others}) == (1 if "top_k" in settings else 5), "another seed draws something else"
 
 
 def test_the_sign_for_an_image_is_never_written(writing_model: tuple[Any, Any], pictures: Tensor) -> None:

@@ -91,7 +91,7 @@ def test_samples_follow_the_likelihoods(writing_model: tuple[Any, Any], pictures
         torch.manual_seed(0)
         embedded = Embeddings(captioner.vision.embed(Pixels(pictures[:1])).values.expand(draws, -1, -1))
         decoding = Decoding.model_construct(num_beams=1, max_new_tokens=1, temperature=2.0, top_k=0)  # of all tokens
-        answers = generate(captioner, embedded, ids[:1].expand(draws, -1), None, decoding)
+        answers = generate(captioner, embedded, ids[:1].expand(draws, -1), None, decoding, seeds=range(draws))
         start = torch.tensor([[model.config.text_config.decoder_start_token_id]])
         normalised = captioner.vision.normalise(pictures[:1])
         inputs = {"input_ids": ids[:1], "pixel_values": normalised, "decoder_input_ids": start}
