@@ -39,6 +39,7 @@ def search(
     `input_ids` (B * beams, 1) are the decoder's start tokens. Sampling needs `seeds`, one for each image.
     """
     decoder = _Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
+    decoder.dice = _Dice(seeds, encoded.device) if generation_config.do_sample else None
     processors = [
         _ban_repetition(processor.ngram_size) if isinstance(processor, NoRepeatNGramLogitsProcessor) else processor
         for processor in logits_processor
@@ -50,8 +51,7 @@ def search(
         return scores
 
     find = _beam_search if generation_config.num_beams > 1 else _one_by_one
-    dice = _Dice(seeds, encoded.device) if generation_config.do_sample else None
-    rows = find(decoder, input_ids, process, stopping_criteria, generation_config, dice)
+    rows = find(decoder, input_ids, process, stopping_criteria, generation_config)
     return pad_sequence(list(rows), batch_first=True, padding_value=generation_config.pad_token_id)
 
 
@@ -113,6 +113,7 @@ class _Decoder:
         # Only its shape is read, as the cross-attention cache is filled already.
         self.encoded = repeat(encoded, "b ... -> (b k) ...", k=beams)
         self.mask = None if encoded_mask is None else repeat(encoded_mask, "b ... -> (b k) ...", k=beams)
+        self.dice: _Dice | None = None  # for sampling
 
     def _for_rows(self, tensor: Tensor, beams: int) -> Tensor:
         return tensor if self.shared else repeat(tensor, "b ... -> (b k) ...", k=beams)
@@ -139,17 +140,19 @@ class _Decoder:
         self.cache.cross_attention_cache.reorder_cache(images if self.shared else rows)
         self.encoded = self.encoded[rows]
         self.mask = None if self.mask is None else self.mask[rows]
+        if self.dice:
+            self.dice.keep(images.tolist())
 
 
 def _one_by_one(
-    decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig, dice: _Dice | None
+    decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
 ) -> Sequence[Tensor]:
-    """Greedy decoding, or sampling with `dice`. Returns the ids of each image's text, (T,) of its own length."""
+    """Greedy decoding, or sampling with the decoder's dice. Returns the ids of each image's text, (T,)."""
     texts: dict[int, Tensor] = {}
     images = list(range(len(ids)))  # those still in the batch
     while images:
         scores = processor(ids, decoder.next_logits(ids))
-        drawn = dice.draw(scores, 1) if dice else scores.argmax(-1, keepdim=True)
+        drawn = decoder.dice.draw(scores, 1) if decoder.dice else scores.argmax(-1, keepdim=True)
         ids = torch.cat([ids, drawn], dim=1)
         ended = stop(ids, None)
         if ended.any():
@@ -158,13 +161,11 @@ def _one_by_one(
             images = [images[i] for i in going_on.tolist()]
             ids = ids[going_on]
             decoder.keep(going_on, beams=1)
-            if dice:
-                dice.keep(going_on.tolist())
     return [texts[image] for image in sorted(texts)]
 
 
 def _beam_search(
-    decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig, dice: _Dice | None
+    decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
 ) -> Sequence[Tensor]:
     """Beam search. Returns the ids of each image's best text by log-likelihood / length ** length_penalty, (T,)."""
     beams, penalty, early = config.num_beams, config.length_penalty, config.early_stopping
@@ -184,8 +185,8 @@ def _beam_search(
         vocabulary = likelihoods.shape[-1]
         totals = (rearrange(likelihoods, "(b k) v -> b k v", k=beams) + scores.unsqueeze(-1)).flatten(1)
         # Enough candidates that K of them go on even if every beam's end tokens are among them.
-        if dice:
-            chosen = dice.draw(totals, candidates)
+        if decoder.dice:
+            chosen = decoder.dice.draw(totals, candidates)
             chosen_scores = totals.gather(1, chosen)
         else:
             chosen_scores, chosen = totals.topk(candidates)
@@ -221,8 +222,6 @@ def _beam_search(
             images = [images[i] for i in going_on.tolist()]
             ids, scores, best, best_scores, exists = (t[going_on] for t in (ids, scores, best, best_scores, exists))
             decoder.keep(going_on, beams)
-            if dice:
-                dice.keep(going_on.tolist())
     return [texts[image] for image in sorted(texts)]
 
 
