@@ -78,7 +78,9 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
             remove_lock(config.failures)
     if stopped_by == _SIGPIPE:
         raise BrokenPipeError
-    summary = _summarise(gather_object([worker.tally]), plan.kept, worker.seconds, display)
+    summary = _summarise(
+        gather_object([worker.tally]), kept=plan.kept, seconds=worker.seconds, retry=config.retry, display=display
+    )
     if stopped_by:
         rest = "" if config.watch else f"; {_GO_ON}"
         raise Interrupted(f"stopped by signal {stopped_by}: what is captioned is on the disk{rest}", signal=stopped_by)
@@ -286,8 +288,10 @@ class _Worker:
             append_text(self.config.failures, "".join(lines))
 
 
-def _summarise(tallies: Sequence[_Tally], kept: int, seconds: float, display: Display) -> CaptionSummary:
-    """Add up the processes' tallies and print them."""
+def _summarise(
+    tallies: Sequence[_Tally], *, kept: int, seconds: float, retry: bool, display: Display
+) -> CaptionSummary:
+    """Add up the processes' tallies and print them; `retry` is that of the settings."""
     failures = [failure for tally in tallies for failure in tally.failures]
     flagged = [flag for tally in tallies for flag in tally.flagged]
     done = sum(tally.done for tally in tallies)
@@ -295,7 +299,7 @@ def _summarise(tallies: Sequence[_Tally], kept: int, seconds: float, display: Di
     for reason, number in Counter(reason for _, reason in failures).most_common(_NAMED):
         display.say(f"  failed: {number} x {reason}")
     if flagged:
-        display.say(f"{len(flagged)} captions look wrong even after a second try:")
+        display.say(f"{len(flagged)} captions look wrong{' even after a second try' if retry else ''}:")
         for image, flags in flagged[:_NAMED]:
             display.say(f"  {image}: {flags}")
         if len(flagged) > _NAMED:

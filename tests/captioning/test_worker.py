@@ -62,7 +62,9 @@ def test_captions_cut_off_are_asked_again_and_named(
 ) -> None:
     summary = run(retry=True, max_new_tokens=4)
     assert summary.flagged == summary.done == 5
-    assert "5 captions look wrong even after a second try" in capsys.readouterr().err
+    assert "5 captions look wrong even after a second try:" in capsys.readouterr().err
+    run(retry=False, max_new_tokens=4, existing="overwrite")
+    assert "5 captions look wrong:" in capsys.readouterr().err
 
 
 def test_bad_words_are_never_written(run: Caption, images: Path) -> None:
