@@ -38,7 +38,15 @@ class DatasetOptions(PromptOptions):
         "Folder of images, each with its caption in a file of the same name (see caption_extension); subfolders too.",
     )
     eval_split_ratio: float = option(
-        0.1, "Share of the images held out for evaluation when the dataset has no eval/ folder.", gt=0, lt=1
+        0.1,
+        "Share of the images held out for evaluation when the dataset has no eval/ folder: more or less, as each image "
+        "is placed by its name and the seed alone.",
+        gt=0,
+        lt=1,
+    )
+    eval_split_count: int | None = option(None, "Number of images held out, instead of a share.", ge=1)
+    split: UserPath | None = option(
+        None, "JSON file with the images to train on and those held out, such as the split.json of another run."
     )
 
 

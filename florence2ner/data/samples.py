@@ -67,6 +67,7 @@ class Discovery:
     images_without_caption: tuple[Path, ...] = ()
     captions_without_image: tuple[Path, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
+    images_in_no_list: tuple[Path, ...] = ()  # of a split that was given
     not_utf8: tuple[Path, ...] = ()  # caption files that are to be refused, by `check_utf8`
 
     def report(self) -> list[str]:
@@ -74,6 +75,7 @@ class Discovery:
         left_out = {
             "images have no caption": self.images_without_caption,
             "captions have no image": self.captions_without_image,
+            "images are on neither side of the given split": self.images_in_no_list,
         }
         lines = [
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths

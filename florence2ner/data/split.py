@@ -1,10 +1,10 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
-import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from florence2ner.data.chance import chance
 from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
 from florence2ner.data.layouts.pairs import discover_samples, no_captions
 from florence2ner.data.samples import Discovery, Sample, check_utf8
@@ -24,21 +24,50 @@ class Split:
         return len(self.train) + len(self.eval)
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Keys of the images on both sides of a split that is given."""
+
+    train: frozenset[str]
+    eval: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """Which images are held out where the dataset has no eval/ folder: by a list, a number or a share."""
+
+    seed: int
+    ratio: float
+    count: int | None = None  # wins over `ratio`
+    lists: Lists | None = None  # wins over both
+
+    @property
+    def setting(self) -> str:
+        """The setting that the rule is made of, by name."""
+        return "split" if self.lists else "eval_split_ratio" if self.count is None else "eval_split_count"
+
+
 def discover_split(
-    root: Path, task_prompt: str, *, eval_ratio: float | None, seed: int, extension: str = CAPTION_EXTENSION
+    root: Path, task_prompt: str, *, rule: SplitRule | None, extension: str = CAPTION_EXTENSION
 ) -> tuple[Split, Discovery]:
     """The train and eval samples of the dataset in `root`, and what was discovered in it.
 
     Training samples come from `root/train` where it exists, else from `root`. Held out are the samples of `root/eval`
-    where it exists, else a share `eval_ratio` of those found, chosen by `seed` alone; with `eval_ratio` None, nothing.
-    Images in `root/eval`, or linked from there, are never trained on. `extension` is that of the caption files. Raises
-    UserError when nothing is left to train or evaluate on, and for captions that are not UTF-8.
+    where it exists and no list is given, else those that the `rule` says; without a rule, none. Images in `root/eval`,
+    or linked from there, are never trained on. `extension` is that of the caption files. Raises UserError when nothing
+    is left to train or evaluate on, and for captions that are not UTF-8.
     """
+    if rule and rule.lists:
+        found = discover_samples(root, task_prompt, extension=extension)
+        check_utf8(found.not_utf8)
+        if not found.samples:
+            raise no_captions(root, found, extension)
+        return hold_out(found, rule)
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     folder = train_root if train_root.is_dir() else root
     found = discover_samples(root, task_prompt, folder=folder, extension=extension)
     held_out = None
-    if eval_root.is_dir() and eval_ratio is not None:
+    if eval_root.is_dir() and rule:
         held_out = discover_samples(root, task_prompt, folder=eval_root, extension=extension)
     check_utf8(tuple(dict.fromkeys(found.not_utf8 + (held_out.not_utf8 if held_out else ()))))
     if not found.samples:
@@ -47,7 +76,7 @@ def discover_split(
     if eval_root.is_dir():
         hidden = {os.path.realpath(image) for image in readable_images(eval_root)}
         train = tuple(sample for sample in train if os.path.realpath(sample.image.path) not in hidden)
-    if eval_ratio is None and train:
+    if rule is None and train:
         return Split(train, ()), replace(found, samples=train)
     if held_out:
         if not train or not held_out.samples:
@@ -56,21 +85,35 @@ def discover_split(
                 f"no image with a caption in {empty}: add some, or set eval_steps: none to train on everything"
             )
         return Split(train, held_out.samples), _merge(replace(found, samples=train), held_out)
-    assert eval_ratio is not None
-    return _hold_out(found.samples, eval_ratio, seed), found
+    assert rule is not None
+    return hold_out(found, rule)
 
 
-def _hold_out(samples: tuple[Sample, ...], ratio: float, seed: int) -> Split:
-    count = max(1, round(len(samples) * ratio))
-    if count >= len(samples):
+def hold_out(found: Discovery, rule: SplitRule) -> tuple[Split, Discovery]:
+    """Divide what was found by the rule. Raises UserError where that leaves nothing on a side.
+
+    All samples of an image are on one side. Which one depends on its key and the seed only: images that are added move
+    no other, except that with a number they may take the places of some.
+    """
+    keys = list(dict.fromkeys(sample.image.key for sample in found.samples))
+    if rule.lists:
+        held_out = rule.lists.eval.intersection(keys)
+        unlisted = held_out.union(rule.lists.train).symmetric_difference(keys).intersection(keys)
+    else:
+        places = {key: chance(rule.seed, "held out", key) for key in keys}
+        share = max(1, sum(place < rule.ratio for place in places.values()))
+        held_out = frozenset(sorted(keys, key=places.__getitem__)[: share if rule.count is None else rule.count])
+        unlisted = frozenset()
+    chosen = tuple(sample for sample in found.samples if sample.image.key in held_out)
+    kept = tuple(sample for sample in found.samples if sample.image.key not in held_out | unlisted)
+    if not kept or not chosen:
         raise UserError(
-            f"eval_split_ratio {ratio} of {len(samples)} samples leaves nothing to train on: "
-            "lower it, add images, or set eval_steps: none to train on everything"
+            f"{rule.setting} leaves nothing to {'evaluate' if kept else 'train'} on: of {len(keys)} images with "
+            f"captions, {len(held_out)} are held out; change it, add images, or set eval_steps: none to train on "
+            "everything"
         )
-    held_out = set(random.Random(seed).sample(range(len(samples)), count))
-    chosen = tuple(sample for i, sample in enumerate(samples) if i in held_out)
-    kept = tuple(sample for i, sample in enumerate(samples) if i not in held_out)
-    return Split(kept, chosen)
+    paths = tuple(sample.image.path for sample in found.samples if sample.image.key in unlisted)
+    return Split(kept, chosen), replace(found, samples=kept + chosen, images_in_no_list=tuple(dict.fromkeys(paths)))
 
 
 def _merge(first: Discovery, second: Discovery) -> Discovery:

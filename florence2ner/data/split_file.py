@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from florence2ner.data.samples import Sample
-from florence2ner.data.split import Split
+from florence2ner.data.split import Lists, Split
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
 
@@ -98,6 +98,29 @@ def read_split(
             "bring them back, or start a new run"
         )
     return split, Contents(record[_IMAGES], record[_CAPTIONS])
+
+
+def read_lists(path: Path) -> Lists:
+    """Both sides of the split in `path`: that of a run, or one written by hand with the keys "train" and "eval" only.
+
+    Raises UserError when the file holds no lists of images' keys there, or an image is on both sides.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sides = [frozenset(record[side]) for side in (_TRAIN, _EVAL) if isinstance(record[side], list)]
+        lists = Lists(*sides)
+        if not all(isinstance(key, str) for key in lists.train | lists.eval):
+            raise TypeError
+    except OSError as error:
+        raise UserError(f"the split {path} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f'the split {path} must be JSON with lists of image paths below the dataset: {{"train": [...], '
+            '"eval": [...]}'
+        ) from None
+    if both := lists.train & lists.eval:
+        raise UserError(f"the split {path} has {len(both)} images on both sides: {name_some(sorted(both))}")
+    return lists
 
 
 def images_trained_on(path: Path) -> set[Path]:

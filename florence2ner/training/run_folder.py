@@ -16,8 +16,8 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.data.layouts.pairs import read_sample
 from florence2ner.data.order import DataOrder
 from florence2ner.data.samples import check_utf8
-from florence2ner.data.split import Split, discover_split
-from florence2ner.data.split_file import SPLIT_FILE, Contents, read_split, split_to_json
+from florence2ner.data.split import Split, SplitRule, discover_split
+from florence2ner.data.split_file import SPLIT_FILE, Contents, read_lists, read_split, split_to_json
 from florence2ner.display import name_some
 from florence2ner.engine import launcher
 from florence2ner.engine.checkpoint import sweep
@@ -69,13 +69,8 @@ def find_start(config: TrainConfig) -> Start:
     if config.feature_cache == "disk":
         check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:
-        ratio = config.eval_split_ratio if config.eval_steps else None
         split, found = discover_split(
-            config.dataset_path,
-            config.task_prompt,
-            eval_ratio=ratio,
-            seed=config.seed,
-            extension=config.caption_extension,
+            config.dataset_path, config.task_prompt, rule=_split_rule(config), extension=config.caption_extension
         )
         model_name = find_model(config.model_name)
         notes = found.report()
@@ -83,6 +78,14 @@ def find_start(config: TrainConfig) -> Start:
             notes.append(f"starting from {model_name}")
         return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
     return _resume(config, checkpoint)
+
+
+def _split_rule(config: TrainConfig) -> SplitRule | None:
+    """How images are held out; None: not at all. Raises UserError for a given split that can't be read."""
+    if config.eval_steps is None:
+        return None
+    lists = read_lists(config.split) if config.split else None
+    return SplitRule(seed=config.seed, ratio=config.eval_split_ratio, count=config.eval_split_count, lists=lists)
 
 
 def _resume(config: TrainConfig, checkpoint: Path) -> Start:

@@ -16,7 +16,7 @@ from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.layouts.pairs import discover_samples, read_sample
 from florence2ner.data.samples import ImageRef
-from florence2ner.data.split import discover_split
+from florence2ner.data.split import SplitRule, discover_split
 from florence2ner.data.split_file import Contents, read_split, split_to_json
 from florence2ner.display import Display
 from florence2ner.files import write_text
@@ -152,7 +152,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     shown = capfd.readouterr().err
     assert "\\udce9.png is skipped" in shown
     assert "ü 日本 🙂.png" in shown
-    split, _ = discover_split(root, "<CAPTION>", eval_ratio=0.3, seed=0)
+    split, _ = discover_split(root, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.3))
     contents = Contents.of(split, {})
     write_text(tmp_path / "split.json", split_to_json(split, root, contents))
     read = partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from florence2ner.data.layouts.pairs import discover_samples, read_sample
-from florence2ner.data.split import Split
-from florence2ner.data.split_file import Contents, images_trained_on, read_split, split_to_json
+from florence2ner.data.split import Lists, Split, SplitRule, discover_split
+from florence2ner.data.split_file import Contents, images_trained_on, read_lists, read_split, split_to_json
 from florence2ner.errors import UserError
 from tests.data.support import put
 
@@ -74,3 +74,32 @@ def test_what_has_changed_is_told_by_digest_or_size(root: Path, split: Split) ->
     assert before.changed_images(later, digests | {"b.png": "3"}) == ["b.png", "c.png"]
     assert before.changed_images(later, {}) == ["c.png"], "without a cache, digests can't be compared"
     assert before.changed_captions(later) == ["e.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"must be JSON with lists of image paths below the dataset"),
+        ('{"train": ["a.png"]}', r"must be JSON with lists"),
+        ('{"train": "a.png", "eval": ["b.png"]}', r"must be JSON with lists"),
+        ('{"train": [1], "eval": ["b.png"]}', r"must be JSON with lists"),
+        ('{"train": ["a.png", "b.png"], "eval": ["b.png"]}', r"has 1 images on both sides: b.png"),
+    ],
+)
+def test_a_split_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_lists(file)
+    with pytest.raises(UserError, match="can't be read: No such file"):
+        read_lists(tmp_path / "none.json")
+
+
+def test_the_split_of_a_run_can_be_given_to_another(root: Path, split: Split, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(split_to_json(split, root, Contents.of(split, {})))
+    lists = read_lists(file)
+    again, _ = discover_split(root, "<CAPTION>", rule=SplitRule(seed=5, ratio=0.5, lists=lists))
+    assert again == split
+    file.write_text('{"train": ["b.png"], "eval": ["a.png"]}')
+    assert read_lists(file) == Lists(frozenset({"b.png"}), frozenset({"a.png"}))

@@ -41,7 +41,9 @@ def discover_samples(
         else:
             without_caption.append(image)
     without_image = [path for path in captions.values() if path not in used]
-    return Discovery(tuple(samples), tuple(without_caption), tuple(without_image), left_out, tuple(not_utf8))
+    return Discovery(
+        tuple(samples), tuple(without_caption), tuple(without_image), left_out=left_out, not_utf8=tuple(not_utf8)
+    )
 
 
 def no_captions(folder: Path, found: Discovery, extension: str) -> UserError:

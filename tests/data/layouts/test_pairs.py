@@ -7,7 +7,7 @@ import pytest
 
 from florence2ner import EvalConfig, UserError, evaluate
 from florence2ner.data.layouts.pairs import discover_samples, read_captions, read_sample
-from florence2ner.data.split import discover_split
+from florence2ner.data.split import SplitRule, discover_split
 from tests.data.support import put
 
 
@@ -54,7 +54,7 @@ def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> N
         path.write_bytes("café".encode("latin-1"))
     message = f"10 captions are not UTF-8 text, save them as UTF-8: {', '.join(map(str, bad))}"
     with pytest.raises(UserError) as error:
-        discover_split(tmp_path, "<CAPTION>", eval_ratio=0.1, seed=0)
+        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1))
     assert str(error.value) == message
     with pytest.raises(UserError, match="10 captions are not UTF-8 text"):
         read_captions(tmp_path)
@@ -97,7 +97,7 @@ def test_captions_of_another_extension_are_pointed_to_where_there_are_no_others(
     hint = f"; 3 captions are in {written} files: --caption-extension {written} reads them"
     missing = f"each image needs a {asked} of the same name beside it (3 images without a caption were found)"
     with pytest.raises(UserError) as error:
-        discover_split(tmp_path, "<CAPTION>", eval_ratio=0.4, seed=0, extension=asked)
+        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.4), extension=asked)
     where = tmp_path / ("train" if folder == "train" else "")
     assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
     where = tmp_path / ("eval" if folder == "eval" else "")
