@@ -205,16 +205,18 @@ def _init_model(
         Literal["tiny", "base", "large"],
         typer.Option(help="tiny learns small pictures on a CPU; base and large have the real sizes."),
     ] = "tiny",
-    caption_extension: Annotated[str, typer.Option(help="Extension of the caption files.")] = ".txt",
+    caption_extension: Annotated[
+        list[str] | None, typer.Option(help="Extension of the caption files.", metavar="<str>", show_default=".txt")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 42,
 ) -> None:
     """Make a new Florence-2 with random weights and a vocabulary of its own."""
-    from florence2ner.data.formats import LeftOut
+    from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut
     from florence2ner.data.layouts.pairs import read_captions
     from florence2ner.model.checkpoints.scratch import init_model
 
     left_out = LeftOut()
-    captions = read_captions(dataset_path, extension=caption_extension, left_out=left_out)
+    captions = read_captions(dataset_path, extensions=caption_extension or (CAPTION_EXTENSION,), left_out=left_out)
     for line in left_out.report():
         Display(is_main=True).warn(line)
     init_model(directory, preset=preset, captions=captions, seed=seed)

@@ -6,7 +6,7 @@ Each option is declared once: here, or in the `*_options.py` of the only command
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from florence2ner.config.base import Config, option
 
@@ -45,6 +45,8 @@ class ModelOptions(Config):
 
 
 EXTENSION_PATTERN = r"^\.[^/\\]+$"  # of caption files
+CaptionExtension = Annotated[str, Field(pattern=EXTENSION_PATTERN)]
+CaptionLines = Literal["whole", "first", "each", "random"]
 
 
 class PromptOptions(Config):
@@ -53,8 +55,13 @@ class PromptOptions(Config):
     panel: ClassVar[str] = "Data"
 
     task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.")
-    caption_extension: str = option(
-        ".txt", "Extension of the caption files, such as kohya's .caption.", pattern=EXTENSION_PATTERN
+    caption_extension: tuple[CaptionExtension, ...] = option(
+        (".txt",), "Extension of the caption files, such as kohya's .caption; repeat the flag for several captions."
+    )
+    caption_lines: CaptionLines = option(
+        "whole",
+        "What a caption file holds. whole: one caption. first, each, random: one a line, of which the first is used, "
+        "each as an example of its own, or another one in each epoch.",
     )
 
 

@@ -69,7 +69,11 @@ class Collator:
         samples: Sequence[Sample],
         processor: Florence2Processor | None,
         encoded_type: type[Features] | type[Embeddings] = Features,
+        *,
+        seed: int = 0,
     ) -> None:
+        """`seed` is for drawing one of several captions of a sample."""
+        self.seed = seed
         self.samples = samples
         self.processor = processor
         self.encoded_type = encoded_type
@@ -99,7 +103,9 @@ class Collator:
         samples = [self.samples[example.draw.index] for example in examples]
         prompts = [expand_prompt(processor, sample.task_prompt) for sample in samples]
         mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True)
-        captions = processor.tokenizer([sample.caption for sample in samples]).input_ids
+        drawn = zip(samples, examples, strict=True)
+        texts = [sample.caption_in(example.draw.epoch, self.seed) for sample, example in drawn]
+        captions = processor.tokenizer(texts).input_ids
         rows = [
             torch.tensor(ids if example.draw.valid else [IGNORE_INDEX])
             for ids, example in zip(captions, examples, strict=True)

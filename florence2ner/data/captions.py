@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,26 +15,41 @@ from florence2ner.model.checkpoints.processing import TASK_TOKENS
 from florence2ner.model.tasks import TASKS, find_task
 
 
-def count_tokens(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The number of tokens of each sample's caption, <s> and </s> included."""
-    return list(tokenizer([sample.caption for sample in samples], return_length=True).length) if samples else []
+def count_tokens(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The number of tokens of each caption, <s> and </s> included."""
+    return list(tokenizer(captions, return_length=True).length) if captions else []
+
+
+def longest_captions(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The number of tokens of each sample's longest caption."""
+    lengths = iter(count_tokens([caption for sample in samples for caption in sample.captions], tokenizer))
+    return tuple(max(islice(lengths, len(sample.captions))) for sample in samples)
 
 
 def drop_overlong(samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, limit: int) -> tuple[Sample, ...]:
-    """The samples whose captions have at most `limit` tokens. Raises UserError where there are samples, but none fits.
+    """The samples with those of their captions that have at most `limit` tokens; without those that keep none.
 
-    `overlong_note` says how many were left out.
+    Raises UserError where there are samples, but no caption fits. `overlong_note` says how many were left out.
     """
-    lengths = count_tokens(samples, tokenizer)
-    kept = tuple(sample for sample, length in zip(samples, lengths, strict=True) if length <= limit)
+    lengths = iter(count_tokens([caption for sample in samples for caption in sample.captions], tokenizer))
+    kept = []
+    for sample in samples:
+        fitting = tuple(caption for caption in sample.captions if next(lengths) <= limit)
+        if fitting:
+            kept.append(sample if fitting == sample.captions else replace(sample, captions=fitting))
     if samples and not kept:
         raise UserError(f"every caption is longer than the {limit} tokens that the model can write: shorten them")
-    return kept
+    return tuple(kept)
 
 
-def overlong_note(dropped: int, limit: int) -> str:
-    """A line for the user about captions that `drop_overlong` has left out."""
-    return f"{dropped} captions are longer than the {limit} tokens that the model can write and are left out"
+def overlong_note(before: Iterable[Sample], kept: Iterable[Sample], limit: int) -> str | None:
+    """A line for the user about captions that `drop_overlong` has left out; None without any."""
+    all_of_them, fitting = (sum(len(sample.captions) for sample in samples) for samples in (before, kept))
+    if all_of_them == fitting:
+        return None
+    return (
+        f"{all_of_them - fitting} captions are longer than the {limit} tokens that the model can write and are left out"
+    )
 
 
 def special_tokens_warning(samples: Iterable[Sample], tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -49,7 +66,8 @@ def special_tokens_warning(samples: Iterable[Sample], tokenizer: PreTrainedToken
         no_places = task.token in TASKS and not task.is_structured
         return re.compile("|".join(map(re.escape, sorted(signs | {*TASK_TOKENS} if no_places else signs))))
 
-    found = [(sample, tokens) for sample in samples if (tokens := pattern(sample.task_prompt).findall(sample.caption))]
+    pairs = ((sample, caption) for sample in samples for caption in sample.captions)
+    found = [(sample, tokens) for sample, text in pairs if (tokens := pattern(sample.task_prompt).findall(text))]
     if not found:
         return None
     kinds = sorted({re.sub(r"loc_\d+", "loc_..", token) for _, tokens in found for token in tokens})

@@ -73,11 +73,15 @@ class TrainLoader:
         workers: Workers = NO_WORKERS,
         features: FeatureSource | None = None,
         depth: int = 1,
+        seed: int = 0,
     ) -> None:
-        """`process` is this process's index; `depth` is the usual number of batches per window."""
+        """`process` is this process's index; `depth` is the usual number of batches per window.
+
+        `seed` is for drawing one of several captions of a sample.
+        """
         self.planned = _PlannedBatches(order, process, first, end)
         dataset = SampleDataset(samples, _image_size(processor), features=features)
-        self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth)
+        self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth, seed=seed)
 
     def __iter__(self) -> Iterator[Window]:
         batches = iter(self.loader)
@@ -175,12 +179,13 @@ def _data_loader(
     workers: Workers,
     *,
     depth: int = 1,
+    seed: int = 0,
 ) -> DataLoader[Any]:
     encoded_type = dataset.features.encoded_type if dataset.features else Features
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=Collator(dataset.samples, processor, encoded_type),
+        collate_fn=Collator(dataset.samples, processor, encoded_type, seed=seed),
         num_workers=workers.processes,
         # `TrainLoader` collects a whole window before its first forward: have a whole one ready, or the device waits.
         prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,

@@ -21,6 +21,7 @@ class Draw:
 
     index: int
     valid: bool = True
+    epoch: int | None = None  # None in evaluation, where a sample has its first caption
 
 
 class DataOrder(Protocol):
@@ -80,7 +81,7 @@ class ShuffledOrder:
             drawn = drawn[np.argsort([-self.lengths[i] for i in drawn], kind="stable")]
         micro_batches = -(-len(drawn) // (self.batch_size * self.processes))
         shares = np.array_split(drawn, micro_batches * self.processes)[process :: self.processes]
-        return [[Draw(int(i)) for i in share] or [Draw(int(drawn[0]), valid=False)] for share in shares]
+        return [[Draw(int(i), epoch=epoch) for i in share] or [Draw(int(drawn[0]), valid=False)] for share in shares]
 
 
 def deal(samples: int, batch_size: int, *, process: int, processes: int) -> list[Sequence[int]]:

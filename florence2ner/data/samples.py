@@ -6,6 +6,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Self
 
+from florence2ner.data.chance import chance
 from florence2ner.data.formats import LeftOut
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
@@ -47,7 +48,10 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image, the task asked about it, and its reference captions: none where a caption is to be generated."""
+    """An image, the task asked about it, and its captions: none where a caption is to be generated.
+
+    Of several captions one is drawn for each epoch: see `caption_in`.
+    """
 
     image: ImageRef
     task_prompt: str
@@ -55,8 +59,15 @@ class Sample:
 
     @property
     def caption(self) -> str:
-        """The caption to train on and to compare with: the first. Raises IndexError where there is none."""
+        """The caption to compare with: the first. Raises IndexError where there is none."""
         return self.captions[0]
+
+    def caption_in(self, epoch: int | None, seed: int) -> str:
+        """The caption to train on in an epoch, drawn anew for each; the first in evaluation (None)."""
+        if epoch is None or len(self.captions) == 1:
+            return self.caption
+        drawn = chance(seed, "caption", epoch, self.task_prompt, self.image.key)
+        return self.captions[int(drawn * len(self.captions))]
 
 
 @dataclass(frozen=True)

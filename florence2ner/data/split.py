@@ -1,9 +1,11 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from florence2ner.config.options import CaptionLines
 from florence2ner.data.chance import chance
 from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
 from florence2ner.data.layouts.pairs import discover_samples, no_captions
@@ -20,8 +22,10 @@ class Split:
     train: tuple[Sample, ...]
     eval: tuple[Sample, ...]
 
-    def __len__(self) -> int:
-        return len(self.train) + len(self.eval)
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Those of both sides."""
+        return self.train + self.eval
 
 
 @dataclass(frozen=True)
@@ -48,30 +52,35 @@ class SplitRule:
 
 
 def discover_split(
-    root: Path, task_prompt: str, *, rule: SplitRule | None, extension: str = CAPTION_EXTENSION
+    root: Path,
+    task_prompt: str,
+    *,
+    rule: SplitRule | None,
+    extensions: Sequence[str] = (CAPTION_EXTENSION,),
+    lines: CaptionLines = "whole",
 ) -> tuple[Split, Discovery]:
     """The train and eval samples of the dataset in `root`, and what was discovered in it.
 
     Training samples come from `root/train` where it exists, else from `root`. Held out are the samples of `root/eval`
     where it exists and no list is given, else those that the `rule` says; without a rule, none. Images in `root/eval`,
-    or linked from there, are never trained on. `extension` is that of the caption files. Raises UserError when nothing
-    is left to train or evaluate on, and for captions that are not UTF-8.
+    or linked from there, are never trained on. `extensions` and `lines` are as in `discover_samples`. Raises UserError
+    when nothing is left to train or evaluate on, and for captions that are not UTF-8.
     """
     if rule and rule.lists:
-        found = discover_samples(root, task_prompt, extension=extension)
+        found = discover_samples(root, task_prompt, extensions=extensions, lines=lines)
         check_utf8(found.not_utf8)
         if not found.samples:
-            raise no_captions(root, found, extension)
+            raise no_captions(root, found, extensions)
         return hold_out(found, rule)
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     folder = train_root if train_root.is_dir() else root
-    found = discover_samples(root, task_prompt, folder=folder, extension=extension)
+    found = discover_samples(root, task_prompt, folder=folder, extensions=extensions, lines=lines)
     held_out = None
     if eval_root.is_dir() and rule:
-        held_out = discover_samples(root, task_prompt, folder=eval_root, extension=extension)
+        held_out = discover_samples(root, task_prompt, folder=eval_root, extensions=extensions, lines=lines)
     check_utf8(tuple(dict.fromkeys(found.not_utf8 + (held_out.not_utf8 if held_out else ()))))
     if not found.samples:
-        raise no_captions(folder, found, extension)
+        raise no_captions(folder, found, extensions)
     train = found.samples
     if eval_root.is_dir():
         hidden = {os.path.realpath(image) for image in readable_images(eval_root)}

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from florence2ner.data.samples import Sample
+from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
 from florence2ner.data.split import Lists, Split
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
@@ -32,26 +33,26 @@ class Contents:
     @classmethod
     def of(cls, split: Split, digests: Mapping[str, str]) -> Self:
         """What they are now. `digests` are those of the feature cache, by key; there need not be any."""
-        samples = (*split.train, *split.eval)
+        samples = split.samples
         return cls(
             {sample.image.key: digests.get(sample.image.key) or _bytes(sample) for sample in samples},
-            {sample.image.key: _digest(sample) for sample in samples},
+            {key: _digest(captions) for key, captions in _captions(split).items()},
         )
 
     def changed_captions(self, split: Split) -> list[str]:
-        """Keys of the images whose caption is another one now."""
-        samples = (*split.train, *split.eval)
-        return [key for sample in samples if self.captions.get(key := sample.image.key, "") != _digest(sample)]
+        """Keys of the images whose captions are others now; that of an image that is gone counts for nothing."""
+        now = {key: captions for key, captions in _captions(split).items() if any(captions)}
+        return [key for key, captions in now.items() if self.captions.get(key) != _digest(captions)]
 
     def changed_images(self, split: Split, digests: Mapping[str, str]) -> list[str]:
         """Keys of the images that are others now; `digests` as in `of`. Those that can't be compared are left out."""
-        changed = []
-        for sample in (*split.train, *split.eval):
+        changed: dict[str, None] = {}
+        for sample in split.samples:
             before = self.images.get(sample.image.key)
             now = _bytes(sample) if isinstance(before, int) else digests.get(sample.image.key)
             if before is not None and now is not None and before != now:
-                changed.append(sample.image.key)
-        return changed
+                changed[sample.image.key] = None
+        return list(changed)
 
 
 def split_to_json(split: Split, root: Path, contents: Contents) -> str:
@@ -68,34 +69,37 @@ def split_to_json(split: Split, root: Path, contents: Contents) -> str:
     return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
-def read_split(
-    path: Path, read_sample: Callable[[str], Sample], *, unreadable: Collection[str] = ()
-) -> tuple[Split, Contents]:
-    """The split that a run wrote to `path`, and what its images and captions were then.
+def read_split(path: Path, root: Path, found: Discovery, *, unreadable: Collection[str] = ()) -> tuple[Split, Contents]:
+    """The split that a run wrote to `path`, with what was found of it in `root`, and what it was when the run began.
 
-    `read_sample` returns the sample for an image's key, without captions where there is none any more. Images that the
-    run found to be `unreadable`, by their keys, may be gone. Raises UserError when another one is gone or its caption,
-    when the file is not a split, and what `read_sample` raises.
+    Images that the run found to be `unreadable`, by their keys, may be gone. Raises UserError when another one is gone
+    or one of its captions, or that is not UTF-8, and when the file is not a split.
     """
     record = _read(path)
+    samples: dict[str, deque[Sample]] = {}
+    for sample in found.samples:
+        samples.setdefault(sample.image.key, deque()).append(sample)
     gone: list[Path] = []
 
     def read(keys: Sequence[str]) -> tuple[Sample, ...]:
-        samples = []
+        """The samples of the images in a list, which has each as often as the run has samples of it."""
+        read = []
         for key in keys:
-            sample = read_sample(key)
-            if key in unreadable:  # it was not trained on, and will not be
-                sample = sample if sample.captions else replace(sample, captions=("",))
-            elif not (sample.captions and sample.image.path.is_file()):
-                gone.append(sample.image.path)
-            samples.append(sample)
-        return tuple(samples)
+            if rest := samples.get(key):
+                read.append(rest.popleft())
+                continue
+            if key not in unreadable:
+                gone.append(root / key)
+            read.append(Sample(ImageRef(key, root / key), "", ("",)))  # it was not trained on, and will not be
+        return tuple(read)
 
     split = Split(read(record[_TRAIN]), read(record[_EVAL]))
     if gone:
+        check_utf8(found.not_utf8)
+        names = list(dict.fromkeys(gone))
         raise UserError(
-            f"{len(gone)} images or their captions are gone, but the run that is resumed uses them: {name_some(gone)}; "
-            "bring them back, or start a new run"
+            f"{len(names)} images or their captions are gone, but the run that is resumed uses them: "
+            f"{name_some(names)}; bring them back, or start a new run"
         )
     return split, Contents(record[_IMAGES], record[_CAPTIONS])
 
@@ -149,5 +153,13 @@ def _bytes(sample: Sample) -> int | None:
         return None
 
 
-def _digest(sample: Sample) -> str:
-    return hashlib.blake2b("\0".join(sample.captions).encode(), digest_size=8).hexdigest()
+def _captions(split: Split) -> dict[str, list[str]]:
+    """All captions of each image, by its key."""
+    captions: dict[str, list[str]] = {}
+    for sample in split.samples:
+        captions.setdefault(sample.image.key, []).extend(sample.captions)
+    return captions
+
+
+def _digest(captions: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(captions).encode(), digest_size=8).hexdigest()

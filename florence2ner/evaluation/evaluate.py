@@ -184,7 +184,7 @@ def _discover(config: EvalConfig, display: Display) -> tuple[Path, tuple[Sample,
     """The folder that is evaluated on, and its samples. Prints what is left out; raises UserError for no sample."""
     held_out = config.dataset_path / EVAL_FOLDER
     root = held_out if held_out.is_dir() else config.dataset_path
-    found = discover_samples(root, config.task_prompt, extension=config.caption_extension)
+    found = discover_samples(root, config.task_prompt, extensions=config.caption_extension, lines=config.caption_lines)
     check_utf8(found.not_utf8)
     for line in found.report():
         display.say(line)
@@ -197,8 +197,8 @@ def _fitting(samples: tuple[Sample, ...], captioner: Captioner, display: Display
     """The samples without those whose captions are too long. Prints their number, and a warning of special tokens."""
     tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
     kept = drop_overlong(samples, tokenizer, longest)
-    if dropped := len(samples) - len(kept):
-        display.say(overlong_note(dropped, longest))
+    if note := overlong_note(samples, kept, longest):
+        display.say(note)
     if warning := special_tokens_warning(kept, tokenizer):
         display.warn_once(warning)
     return kept

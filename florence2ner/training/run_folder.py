@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import yaml
 
 from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.layouts.pairs import read_sample
+from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.order import DataOrder
-from florence2ner.data.samples import check_utf8
 from florence2ner.data.split import Split, SplitRule, discover_split
 from florence2ner.data.split_file import SPLIT_FILE, Contents, read_lists, read_split, split_to_json
 from florence2ner.display import name_some
@@ -70,7 +68,7 @@ def find_start(config: TrainConfig) -> Start:
         check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:
         split, found = discover_split(
-            config.dataset_path, config.task_prompt, rule=_split_rule(config), extension=config.caption_extension
+            config.dataset_path, config.task_prompt, rule=_split_rule(config), **_captions_of(config)
         )
         model_name = find_model(config.model_name)
         notes = found.report()
@@ -78,6 +76,11 @@ def find_start(config: TrainConfig) -> Start:
             notes.append(f"starting from {model_name}")
         return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
     return _resume(config, checkpoint)
+
+
+def _captions_of(config: TrainConfig) -> dict[str, Any]:
+    """How caption files are read, as `discover_samples` wants it."""
+    return {"extensions": config.caption_extension, "lines": config.caption_lines}
 
 
 def _split_rule(config: TrainConfig) -> SplitRule | None:
@@ -98,16 +101,8 @@ def _resume(config: TrainConfig, checkpoint: Path) -> Start:
     notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(settings, config)]
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
-    not_utf8: list[Path] = []
-    read = partial(
-        read_sample,
-        config.dataset_path,
-        task_prompt=config.task_prompt,
-        not_utf8=not_utf8,
-        extension=config.caption_extension,
-    )
-    split, before = read_split(checkpoint.parent / SPLIT_FILE, read, unreadable=state.unreadable)
-    check_utf8(not_utf8)
+    found = discover_samples(config.dataset_path, config.task_prompt, **_captions_of(config))
+    split, before = read_split(checkpoint.parent / SPLIT_FILE, config.dataset_path, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import FeatureSource
-from florence2ner.data.captions import count_tokens, drop_overlong
+from florence2ner.data.captions import drop_overlong, longest_captions
 from florence2ner.data.loader import TrainLoader
 from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
@@ -67,7 +67,7 @@ def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, proce
     """Drop captions that are too long, and order the rest. Raises UserError where all captions are too long."""
     tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
     fitting = Split(drop_overlong(split.train, tokenizer, longest), drop_overlong(split.eval, tokenizer, longest))
-    lengths = tuple(count_tokens(fitting.train, tokenizer)) if config.group_by_length else None
+    lengths = longest_captions(fitting.train, tokenizer) if config.group_by_length else None
     order = build_order(config, fitting.train, processes=processes, lengths=lengths)
     return TrainData(fitting, order, count_updates(config, order), longest)
 
@@ -141,4 +141,5 @@ def build_loader(
         workers=context.workers,
         features=features,
         depth=context.config.gradient_accumulation_steps,
+        seed=context.config.seed,
     )

@@ -1,6 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -12,6 +12,7 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
 from florence2ner.data.captions import overlong_note, special_tokens_warning
 from florence2ner.data.loader import TrainLoader
+from florence2ner.data.samples import Sample
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
@@ -258,13 +259,19 @@ def _open_run(
     stack.enter_context(
         tracking(accelerator, display, run_dir, settings, log_with=names, project=project, tracker_id=tracker_id)
     )
-    if dropped := len(start.split) - len(data.split):
-        display.say(overlong_note(dropped, data.longest))
+    if note := overlong_note(start.split.samples, data.split.samples, data.longest):
+        display.say(note)
     display.say(
-        f"training {parameters} on {len(data.split.train)} images, {len(data.split.eval)} held "
-        f"out; {data.total_steps} updates of {data.order.global_batch} images; {accelerator.num_processes} x "
-        f"{accelerator.device.type}, precision {accelerator.mixed_precision}; {config.run_dir}"
+        f"training {parameters} on {_count(data.split.train)}, {len(data.split.eval)} held out; {data.total_steps} "
+        f"updates of {data.order.global_batch} images; {accelerator.num_processes} x {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}; {config.run_dir}"
     )
+
+
+def _count(samples: Sequence[Sample]) -> str:
+    """How many images there are, and how many captions, where that is another number."""
+    images = len({sample.image.key for sample in samples})
+    return f"{images} images" if images == len(samples) else f"{len(samples)} captions of {images} images"
 
 
 def _how_to_go_on(config: TrainConfig) -> str:

@@ -1,11 +1,18 @@
 """Captions as the tokenizer reads them: which are too long for the model, and which hold special tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from florence2ner.data.captions import count_tokens, drop_overlong, overlong_note, special_tokens_warning
+from florence2ner.data.captions import (
+    count_tokens,
+    drop_overlong,
+    longest_captions,
+    overlong_note,
+    special_tokens_warning,
+)
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.loading import load_model
@@ -24,15 +31,19 @@ def make_samples(*captions: str, task: str = "<CAPTION>") -> list[Sample]:
 
 def test_captions_over_the_limit_are_dropped_and_no_others(tokenizer: PreTrainedTokenizerBase) -> None:
     samples = make_samples("a", "a star", "a star" * 50_000, "a star star")
-    lengths = count_tokens(samples, tokenizer)
+    lengths = count_tokens([sample.caption for sample in samples], tokenizer)
     assert lengths == [len(tokenizer(sample.caption).input_ids) for sample in samples]
     assert drop_overlong(samples, tokenizer, lengths[1]) == (samples[0], samples[1])
     with pytest.raises(UserError, match="every caption is longer than the 2 tokens that the model can write: shorten"):
         drop_overlong(samples, tokenizer, 2)
     assert drop_overlong([], tokenizer, 2) == ()
-    assert (
-        overlong_note(3, 128) == "3 captions are longer than the 128 tokens that the model can write and are left out"
+    several = [replace(samples[1], captions=("a star", "a star star", "a"))]
+    assert drop_overlong(several, tokenizer, lengths[1]) == (replace(samples[1], captions=("a star", "a")),)
+    assert longest_captions([*several, samples[0]], tokenizer) == (lengths[3], lengths[0])
+    assert overlong_note([*several, samples[2]], [replace(samples[1], captions=("a star",))], 128) == (
+        "3 captions are longer than the 128 tokens that the model can write and are left out"
     )
+    assert overlong_note(several, several, 128) is None
 
 
 def test_captions_with_special_tokens_are_counted_and_named(tokenizer: PreTrainedTokenizerBase) -> None:

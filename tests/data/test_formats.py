@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from PIL import Image
 from florence2ner.data import formats
 from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
-from florence2ner.data.layouts.pairs import discover_samples, read_sample
+from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.samples import ImageRef
 from florence2ner.data.split import SplitRule, discover_split
 from florence2ner.data.split_file import Contents, read_split, split_to_json
@@ -155,8 +154,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     split, _ = discover_split(root, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.3))
     contents = Contents.of(split, {})
     write_text(tmp_path / "split.json", split_to_json(split, root, contents))
-    read = partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[])
-    assert read_split(tmp_path / "split.json", read) == (split, contents)
+    assert read_split(tmp_path / "split.json", root, found) == (split, contents)
 
 
 def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """References to images, which are opened without a wait; and the lines about what was left out."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,15 @@ def test_a_report_has_a_line_for_each_kind_of_file_that_is_left_out() -> None:
     assert Discovery((), captions_without_image=images[:1]).report() == [
         "1 captions have no image and are left out: 0.png"
     ]
+
+
+def test_of_several_captions_one_is_drawn_for_each_epoch_and_all_come_alike() -> None:
+    captions = ("one", "two", "three")
+    samples = [Sample(ImageRef(f"{n}.png", Path(f"{n}.png")), "<CAPTION>", captions) for n in range(30)]
+    drawn = [[sample.caption_in(epoch, 7) for sample in samples] for epoch in range(40)]
+    assert drawn == [[sample.caption_in(epoch, 7) for sample in samples] for epoch in range(40)]
+    assert drawn != [[sample.caption_in(epoch, 8) for sample in samples] for epoch in range(40)]
+    numbers = Counter(caption for epoch in drawn for caption in epoch)
+    assert all(330 < numbers[caption] < 470 for caption in captions), "of 1200"
+    assert all(len({epoch[n] for epoch in drawn}) == 3 for n in range(30)), "each image comes with all of them"
+    assert samples[0].caption_in(None, 7) == "one", "evaluation has one reference"

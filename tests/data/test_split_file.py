@@ -1,12 +1,11 @@
 """What split.json remembers of a run's images and captions, and what is said when they are others later."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from florence2ner.data.layouts.pairs import discover_samples, read_sample
+from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.split import Lists, Split, SplitRule, discover_split
 from florence2ner.data.split_file import Contents, images_trained_on, read_lists, read_split, split_to_json
 from florence2ner.errors import UserError
@@ -32,7 +31,7 @@ def test_it_holds_names_and_comes_back(root: Path, split: Split, tmp_path: Path)
     written = json.loads(file.read_text())
     assert (written["train"], written["eval"]) == (["a.png", "b.png", "c.png", "d.png"], ["e.png", "f.png"])
     assert images_trained_on(file) == {root / key for key in written["train"]}
-    read, contents = read_split(file, partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[]))
+    read, contents = read_split(file, root, discover_samples(root, "<CAPTION>"))
     assert read == split
     assert contents.images == {"a.png": "digest"} | {f"{n}.png": (root / f"{n}.png").stat().st_size for n in "bcdef"}
 
@@ -44,17 +43,20 @@ def test_what_is_gone_is_named_together_but_for_what_was_never_readable(
     file.write_text(split_to_json(split, root, Contents.of(split, {})))
     for name in ("a.png", "b.txt", "c.png", "c.txt", "e.png"):
         (root / name).unlink()
-    read = partial(read_split, file, partial(read_sample, root, task_prompt="<CAPTION>", not_utf8=[]))
+
+    def read(*unreadable: str) -> Split:
+        return read_split(file, root, discover_samples(root, "<CAPTION>"), unreadable=unreadable)[0]
+
     with pytest.raises(
         UserError, match=r"^4 images or their captions are gone, .*a.png, .*b.png, .*c.png and 1 more; b"
     ):
         read()
     with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*b.png; bring them back"):
-        read(unreadable=("a.png", "c.png", "e.png"))
+        read("a.png", "c.png", "e.png")
     put(root / "b.png", "b")
-    again, _ = read(unreadable=("a.png", "c.png", "e.png"))
+    again = read("a.png", "c.png", "e.png")
     assert [sample.image.key for sample in again.train] == [sample.image.key for sample in split.train]
-    assert [sample.caption for sample in again.train] == ["a", "b", "", "d"]
+    assert [sample.caption for sample in again.train] == ["", "b", "", "d"]
 
 
 def test_what_has_changed_is_told_by_digest_or_size(root: Path, split: Split) -> None:
@@ -74,6 +76,22 @@ def test_what_has_changed_is_told_by_digest_or_size(root: Path, split: Split) ->
     assert before.changed_images(later, digests | {"b.png": "3"}) == ["b.png", "c.png"]
     assert before.changed_images(later, {}) == ["c.png"], "without a cache, digests can't be compared"
     assert before.changed_captions(later) == ["e.png"]
+
+
+def test_an_image_with_several_captions_comes_back_with_all_of_them(root: Path, tmp_path: Path) -> None:
+    (root / "b.txt").write_text("one\ntwo\nthree\n")
+    found = discover_samples(root, "<CAPTION>", lines="each")
+    split = Split(found.samples[1:6], found.samples[:1])
+    file = tmp_path / "split.json"
+    file.write_text(split_to_json(split, root, Contents.of(split, {})))
+    again, before = read_split(file, root, found)
+    assert again == split
+    (root / "b.txt").write_text("one\ntwo\n4\n")
+    later, _ = read_split(file, root, discover_samples(root, "<CAPTION>", lines="each"))
+    assert before.changed_captions(later) == ["b.png"]
+    (root / "b.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*/b.png; bring"):
+        read_split(file, root, discover_samples(root, "<CAPTION>", lines="each"))
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,29 @@ def test_resuming_from_a_path_forks_a_run_that_keeps_its_origin(
     assert again == whole.resolve(), "a run that has all its updates is left as it is"
 
 
+@pytest.mark.parametrize("lines", ["each", "random"])
+def test_a_run_with_several_captions_per_image_resumes_exactly(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(8):
+        shutil.copy(shapes / f"{number:04d}.png", photos)
+        caption = (shapes / f"{number:04d}.txt").read_text()
+        (photos / f"{number:04d}.txt").write_text(f"{caption}a shape\n" + "something red\n" * (number % 2))
+    settings = {"dataset_path": photos, "caption_lines": lines, "epochs": 4, "eval_steps": None, "save_steps": 2}
+    settings["save_total_limit"] = None
+    whole = train(make_config(run_name="whole", keep_states=True, **settings))
+    said = "20 captions of 8 images" if lines == "each" else "8 images"
+    assert f"%) on {said}, 0 held out" in capsys.readouterr().err
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings))
+    assert fork.name == whole.name
+    assert_same_bits(whole, fork)
+    first = train(make_config(run_name="first", **settings | {"caption_lines": "first"}))
+    ours, theirs = weights(first), weights(whole)
+    assert any(not ours[name].equal(theirs[name]) for name in ours)
+
+
 def test_the_original_layout_resumes_exactly_too(make_config: MakeConfig, settings: dict[str, object]) -> None:
     settings |= {"export_layout": "original", "keep_states": True, "eval_steps": None}
     whole = train(make_config(run_name="whole", **settings))

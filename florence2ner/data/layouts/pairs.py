@@ -1,8 +1,9 @@
-"""The dataset layout of kohya_ss and OneTrainer: an image and, beside it, a text file with its caption."""
+"""The dataset layout of kohya_ss and OneTrainer: an image and, beside it, text files with its captions."""
 
-import glob
+from collections.abc import Sequence
 from pathlib import Path
 
+from florence2ner.config.options import CaptionLines
 from florence2ner.data.formats import (
     CAPTION_EXTENSION,
     CAPTION_EXTENSIONS,
@@ -17,83 +18,103 @@ from florence2ner.files import read_regular
 
 
 def discover_samples(
-    root: Path, task_prompt: str, *, folder: Path | None = None, extension: str = CAPTION_EXTENSION
+    root: Path,
+    task_prompt: str,
+    *,
+    folder: Path | None = None,
+    extensions: Sequence[str] = (CAPTION_EXTENSION,),
+    lines: CaptionLines = "whole",
 ) -> Discovery:
-    """Pair every image of the dataset in `root` with the caption file of the same stem beside it.
+    """Pair every image of the dataset in `root` with the caption files of the same stem beside it.
 
-    Caption files have `extension`, in upper or lower case; an empty one counts as none. `folder` below `root` restricts
-    the search to that folder; keys stay relative to `root`. Captions that are not UTF-8 are for the caller to refuse,
-    with `check_utf8`. Raises UserError for a caption that can't be read, and for the extension of images.
+    Caption files have one of the `extensions`, in upper or lower case. Each is one caption as a whole, or with `lines`
+    each of its lines is one; blank ones count as none. Of an image with several captions, each makes a sample; "first"
+    leaves all but the first out, and with "random" one sample holds them all. `folder` below `root` restricts the
+    search to that folder; keys stay relative to `root`. Captions that are not UTF-8 are for the caller to refuse, with
+    `check_utf8`. Raises UserError for a caption that can't be read, and for the extension of images.
     """
-    check_caption_extension(extension)
     within = folder or root
     left_out = LeftOut()
     not_utf8: list[Path] = []
-    files = list_files(within, {extension.lower()}, left_out)
-    captions = {path.with_name(path.name[: -len(extension)]): path for path in files}
-    samples, without_caption, used = [], [], set()
+    files = _caption_files(within, extensions, left_out)
+    samples: list[Sample] = []
+    without_caption: list[Path] = []
+    used: set[Path] = set()
     for image in readable_images(within, left_out):
-        path = captions.get(image.with_suffix(""))
-        caption = _read_caption(path, not_utf8) if path else ""
-        used.add(path)
-        if caption:
-            samples.append(Sample(ImageRef.below(root, image), task_prompt, (caption,)))
-        else:
+        paths = [of_stem[stem] for of_stem in files.values() if (stem := image.with_suffix("")) in of_stem]
+        used.update(paths)
+        captions = _captions_in(paths, lines, not_utf8)
+        if not captions:
             without_caption.append(image)
-    without_image = [path for path in captions.values() if path not in used]
+        kept = [tuple(captions)] if lines == "random" else [(caption,) for caption in captions]
+        samples += (Sample(ImageRef.below(root, image), task_prompt, some) for some in kept if some)
+    without_image = [path for of_stem in files.values() for path in of_stem.values() if path not in used]
     return Discovery(
-        tuple(samples), tuple(without_caption), tuple(without_image), left_out=left_out, not_utf8=tuple(not_utf8)
+        tuple(samples),
+        tuple(without_caption),
+        tuple(dict.fromkeys(without_image)),
+        left_out=left_out,
+        not_utf8=tuple(not_utf8),
     )
 
 
-def no_captions(folder: Path, found: Discovery, extension: str) -> UserError:
+def no_captions(folder: Path, found: Discovery, extensions: Sequence[str]) -> UserError:
     """The error for a folder in which nothing with a caption was found; it says where captions may be instead."""
     return UserError(
-        f"no image with a caption in {folder}: each image needs a {extension} of the same name beside it "
-        f"({len(found.images_without_caption)} images without a caption were found){_other_captions(folder, extension)}"
+        f"no image with a caption in {folder}: each image needs a {' or '.join(extensions)} of the same name beside it "
+        f"({len(found.images_without_caption)} images without a caption were found)"
+        f"{_other_captions(folder, extensions)}"
     )
 
 
-def read_sample(
-    root: Path, key: str, task_prompt: str, not_utf8: list[Path], *, extension: str = CAPTION_EXTENSION
-) -> Sample:
-    """The sample with this key, with its caption as it is now, for a run that is resumed: without any if that is gone.
-
-    The image may be gone too. A caption file that isn't UTF-8 is added to `not_utf8`. Raises UserError for one that
-    can't be read.
-    """
-    image = root / key
-    usual = image.with_name(image.stem + extension)
-    # Finding .TXT or .Txt takes a listing of the folder, which is slow: only where there is no .txt.
-    others = () if usual.is_file() else image.parent.glob(f"{glob.escape(image.stem)}.*")
-    for path in (usual, *others):
-        is_caption = path.name[len(image.stem) :].lower() == extension.lower()
-        if is_caption and path.is_file():
-            return Sample(ImageRef(key, image), task_prompt, (_read_caption(path, not_utf8),))
-    return Sample(ImageRef(key, image), task_prompt)
-
-
-def read_captions(root: Path, *, extension: str = CAPTION_EXTENSION, left_out: LeftOut | None = None) -> list[str]:
-    """Every caption below `root`, with or without an image. What is passed over is added to `left_out`.
+def read_captions(
+    root: Path, *, extensions: Sequence[str] = (CAPTION_EXTENSION,), left_out: LeftOut | None = None
+) -> list[str]:
+    """The text of every caption file below `root`, with or without an image. What is passed over goes to `left_out`.
 
     Raises UserError for none, for any that can't be read or are not UTF-8, and for the extension of images.
     """
-    check_caption_extension(extension)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     not_utf8: list[Path] = []
-    files = list_files(root, {extension.lower()}, left_out)
-    captions = [caption for path in files if (caption := _read_caption(path, not_utf8))]
+    files = _caption_files(root, extensions, left_out)
+    paths = dict.fromkeys(path for of_stem in files.values() for path in of_stem.values())
+    captions = [caption for path in paths if (caption := _read_caption(path, not_utf8))]
     check_utf8(not_utf8)
     if not captions:
-        raise UserError(f"no caption ({extension}) in {root}{_other_captions(root, extension)}")
+        raise UserError(f"no caption ({', '.join(extensions)}) in {root}{_other_captions(root, extensions)}")
     return captions
 
 
-def _other_captions(folder: Path, extension: str) -> str:
+def _caption_files(folder: Path, extensions: Sequence[str], left_out: LeftOut | None) -> dict[str, dict[Path, Path]]:
+    """The caption files below a folder, by extension and by their path without it."""
+    for extension in extensions:
+        check_caption_extension(extension)
+    found = list_files(folder, {extension.lower() for extension in extensions}, left_out)
+    return {
+        extension: {
+            path.with_name(path.name[: -len(extension)]): path
+            for path in found
+            if path.name.lower().endswith(extension.lower())
+        }
+        for extension in extensions
+    }
+
+
+def _captions_in(paths: Sequence[Path], lines: CaptionLines, not_utf8: list[Path]) -> list[str]:
+    """The captions in an image's files, each once."""
+    texts = [_read_caption(path, not_utf8) for path in paths]
+    if lines != "whole":
+        texts = [line.strip() for text in texts for line in text.splitlines()]
+    captions = list(dict.fromkeys(filter(None, texts)))
+    return captions[:1] if lines == "first" else captions
+
+
+def _other_captions(folder: Path, extensions: Sequence[str]) -> str:
     """A clause about caption files in a folder that have another extension, and the option that reads them."""
+    known = {extension.lower() for extension in extensions}
     for other in CAPTION_EXTENSIONS:
-        if other != extension.lower() and (files := list_files(folder, {other})):
+        if other not in known and (files := list_files(folder, {other})):
             return f"; {len(files)} captions are in {other} files: --caption-extension {other} reads them"
     return ""
 

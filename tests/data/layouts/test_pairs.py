@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from florence2ner import EvalConfig, UserError, evaluate
-from florence2ner.data.layouts.pairs import discover_samples, read_captions, read_sample
+from florence2ner.data.layouts.pairs import discover_samples, read_captions
 from florence2ner.data.split import SplitRule, discover_split
 from tests.data.support import put
 
@@ -58,10 +59,6 @@ def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> N
     assert str(error.value) == message
     with pytest.raises(UserError, match="10 captions are not UTF-8 text"):
         read_captions(tmp_path)
-    named: list[Path] = []
-    for path in bad:
-        read_sample(tmp_path, path.with_suffix(".png").relative_to(tmp_path).as_posix(), "<CAPTION>", named)
-    assert named == bad
     with pytest.raises(UserError, match="5 captions are not UTF-8 text"):
         evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere"))
 
@@ -72,19 +69,15 @@ def test_captions_of_another_extension_are_read_where_that_is_asked_for(tmp_path
     put(tmp_path / "c.png")
     for name in ("a.caption", "b.b.Caption", "c.x.caption"):
         (tmp_path / name).write_text(name)
-    found = discover_samples(tmp_path, "<CAPTION>", extension=".caption")
+    found = discover_samples(tmp_path, "<CAPTION>", extensions=[".caption"])
     assert [sample.caption for sample in found.samples] == ["a.caption", "b.b.Caption"]
-    assert [read_sample(tmp_path, s.image.key, "<CAPTION>", [], extension=".caption") for s in found.samples] == [
-        *found.samples
-    ]
-    assert read_sample(tmp_path, "c.png", "<CAPTION>", [], extension=".caption").captions == ()
-    assert [s.caption for s in discover_samples(tmp_path, "<CAPTION>", extension=".X.caption").samples] == [
+    assert [s.caption for s in discover_samples(tmp_path, "<CAPTION>", extensions=[".X.caption"]).samples] == [
         "c.x.caption"
     ]
-    assert read_captions(tmp_path, extension=".caption") == ["a.caption", "b.b.Caption", "c.x.caption"]
+    assert read_captions(tmp_path, extensions=[".caption"]) == ["a.caption", "b.b.Caption", "c.x.caption"]
     for extension, said in ((".PNG", "is for images"), ("caption", r"doesn't begin with a dot: give \.caption")):
         with pytest.raises(UserError, match=f"--caption-extension {extension} {said}"):
-            discover_samples(tmp_path, "<CAPTION>", extension=extension)
+            discover_samples(tmp_path, "<CAPTION>", extensions=[extension])
 
 
 @pytest.mark.parametrize(("written", "asked"), [(".caption", ".txt"), (".txt", ".caption")])
@@ -97,13 +90,41 @@ def test_captions_of_another_extension_are_pointed_to_where_there_are_no_others(
     hint = f"; 3 captions are in {written} files: --caption-extension {written} reads them"
     missing = f"each image needs a {asked} of the same name beside it (3 images without a caption were found)"
     with pytest.raises(UserError) as error:
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.4), extension=asked)
+        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.4), extensions=[asked])
     where = tmp_path / ("train" if folder == "train" else "")
     assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
     where = tmp_path / ("eval" if folder == "eval" else "")
     with pytest.raises(UserError) as error:
-        evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere", caption_extension=asked))
+        evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere", caption_extension=(asked,)))
     assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
     with pytest.raises(UserError) as error:
-        read_captions(tmp_path, extension=asked)
+        read_captions(tmp_path, extensions=[asked])
     assert str(error.value) == f"no caption ({asked}) in {tmp_path}{hint}"
+
+
+def captions_of(root: Path, **how: Any) -> dict[str, list[tuple[str, ...]]]:
+    captions: dict[str, list[tuple[str, ...]]] = {}
+    for sample in discover_samples(root, "<CAPTION>", **how).samples:
+        captions.setdefault(sample.image.key, []).append(sample.captions)
+    return captions
+
+
+def test_an_image_may_have_several_captions(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", " one \r\n\ntwo\none\n")
+    (tmp_path / "a.caption").write_text("three\ntwo")
+    put(tmp_path / "b.png", "four")
+    put(tmp_path / "c.png", "\n \n")
+    both = [".caption", ".txt"]
+    assert captions_of(tmp_path) == {"a.png": [("one \n\ntwo\none",)], "b.png": [("four",)]}
+    assert captions_of(tmp_path, lines="first") == {"a.png": [("one",)], "b.png": [("four",)]}
+    assert captions_of(tmp_path, lines="each") == {"a.png": [("one",), ("two",)], "b.png": [("four",)]}
+    assert captions_of(tmp_path, lines="random") == {"a.png": [("one", "two")], "b.png": [("four",)]}
+    assert captions_of(tmp_path, extensions=both) == {
+        "a.png": [("three\ntwo",), ("one \n\ntwo\none",)],
+        "b.png": [("four",)],
+    }
+    assert captions_of(tmp_path, extensions=both, lines="first")["a.png"] == [("three",)]
+    assert captions_of(tmp_path, extensions=both, lines="random")["a.png"] == [("three", "two", "one")]
+    found = discover_samples(tmp_path, "<CAPTION>", extensions=both, lines="each")
+    assert found.captions_without_image == ()
+    assert [path.name for path in found.images_without_caption] == ["c.png"]
