@@ -79,4 +79,5 @@ def _merge(first: Discovery, second: Discovery) -> Discovery:
         tuple(dict.fromkeys(first.images_without_caption + second.images_without_caption)),
         tuple(dict.fromkeys(first.captions_without_image + second.captions_without_image)),
         LeftOut(first.left_out.folders + second.left_out.folders, first.left_out.special + second.left_out.special),
+        notes=tuple(dict.fromkeys(first.notes + second.notes)),
     )
