@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from florence2ner.config.commands import CaptionConfig, TrainConfig
 from tests.programs import starting
@@ -36,6 +37,11 @@ Caption = Callable[..., Any]
 MakeConfig = Callable[..., TrainConfig]
 Start = Callable[..., Running]
 ColdStart = Callable[..., "subprocess.Popen[str]"]
+
+
+# The same examples each time, however slow the machine is: a test that fails does so for everybody.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from florence2ner.demo import COLOURS, FORMS, PLACES, SIDE, SIZES, demo, draw_dataset, draw_shape
+from florence2ner.demo import COLOURS, FORMS, PLACES, SIDE, SIZES, box_of_shape, demo, draw_dataset, draw_shape
 from florence2ner.errors import UserError
 from tests.support import files_in
 
@@ -29,6 +29,7 @@ def test_every_caption_says_what_the_pixels_show() -> None:
 
         y, x = drawn.nonzero()
         width, height = np.ptp(x) + 1, np.ptp(y) + 1
+        assert box_of_shape(picture) == (x.min(), y.min(), x.min() + width, y.min() + height)
         assert (max(width, height) > 20) == (size == "large"), caption
         low, high = SHARES[form]
         assert low < drawn.sum() / (width * height) <= high, caption

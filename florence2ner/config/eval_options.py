@@ -6,10 +6,10 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import DatasetFolder, PromptOptions, UserPath, check_file
+from florence2ner.config.options import DatasetFolder, ReadingOptions, UserPath, check_file
 
 
-class EvalDatasetOptions(PromptOptions):
+class EvalDatasetOptions(ReadingOptions):
     """Which images a model is evaluated on."""
 
     panel: ClassVar[str] = "Data"

@@ -49,8 +49,8 @@ CaptionExtension = Annotated[str, Field(pattern=EXTENSION_PATTERN)]
 CaptionLines = Literal["whole", "first", "each", "random"]
 
 
-class PromptOptions(Config):
-    """Where the captions of a dataset are, and which task they answer."""
+class ReadingOptions(Config):
+    """How a dataset is read: its layout, where its captions are, and which task they answer."""
 
     panel: ClassVar[str] = "Data"
 
@@ -63,6 +63,14 @@ class PromptOptions(Config):
         "What a caption file holds. whole: one caption. first, each, random: one a line, of which the first is used, "
         "each as an example of its own, or another one in each epoch.",
     )
+    layout: Literal["auto", "files", "table", "coco", "yolo"] = option(
+        "auto",
+        "How the dataset is kept. files: caption files beside images. table: rows of JSON Lines, JSON or CSV. auto: by "
+        "content.",
+    )
+    image_column: str | None = option(None, "Column of a table with the image's path. none: one of the usual names.")
+    caption_column: str | None = option(None, "Column of a table with the caption, or a list of captions.")
+    prompt_column: str | None = option(None, "Column of a table with the task prompt; where empty, task_prompt counts.")
 
 
 class Decoding(Config):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import DatasetFolder, MachineOptions, PromptOptions, UserPath
+from florence2ner.config.options import DatasetFolder, MachineOptions, ReadingOptions, UserPath
 from florence2ner.metrics import MetricName
 
 
@@ -28,7 +28,7 @@ class FreezingOptions(Config):
         return self
 
 
-class DatasetOptions(PromptOptions):
+class DatasetOptions(ReadingOptions):
     """Which images are trained on, and which are held out."""
 
     panel: ClassVar[str] = "Data"

@@ -86,6 +86,17 @@ def load_pixels(image: ImageRef, size: tuple[int, int], *, max_pixels: int = MAX
         return Picture(to_pixels(_finish(small, decoded), size), (height, width) if turned else (width, height))
 
 
+def read_size(image: ImageRef) -> tuple[tuple[int, int], int]:
+    """(width, height) in pixels as stored in the file, and how EXIF turns that: 1 not at all, 2 to 8 see `_TURNS`.
+
+    Reads the file's header only. Raises ImageError, and nothing else, for a file without one.
+    """
+    with _reasons(image), _open(image) as opened:
+        orientation = _orientation(opened)
+        turned = opened.format == "TIFF" and _TURNS.get(orientation) in _QUARTER_TURNS  # Pillow says the upright size
+        return (opened.size[::-1] if turned else opened.size), orientation
+
+
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """Resize an RGB picture to `size` = (height, width), bicubic, ignoring the aspect ratio. Returns uint8 (3, H, W).
 
@@ -151,14 +162,19 @@ def _decode(source: ImageRef, max_pixels: int, at_least: tuple[int, int] | None 
         width, height = size = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
-        turn = None
-        with suppress(Exception), _quiet_pillow():  # a picture with broken EXIF can still be fine
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-            turn = None if image.format == "TIFF" else _TURNS.get(orientation)  # Pillow turns TIFFs itself
+        turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns TIFFs itself
         box = (0.0, 0.0, float(width), float(height))
         if at_least and min(size) / 2 >= _DRAFT_MARGIN * max(at_least):
             _, box = image.draft(None, (width // 2, height // 2)) or (None, box)
         return _Decoded(_to_opaque(_to_8_bits(image)), box, size, turn, image.info.get("icc_profile"))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation of an opened image; 1 for upright, and where it is missing, broken or unknown."""
+    with suppress(Exception), _quiet_pillow():  # a picture with broken EXIF can still be fine
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return orientation if orientation in _TURNS else 1
+    return 1
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -80,9 +80,10 @@ class Discovery:
     left_out: LeftOut = field(default_factory=LeftOut)
     images_in_no_list: tuple[Path, ...] = ()  # of a split that was given
     not_utf8: tuple[Path, ...] = ()  # caption files that are to be refused, by `check_utf8`
+    notes: tuple[str, ...] = ()  # lines about whatever else is left out or changed
 
     def report(self) -> list[str]:
-        """One line for each kind of file that is left out, with their number and a few names."""
+        """One line for each kind of thing that is left out or changed, with their number and a few names."""
         left_out = {
             "images have no caption": self.images_without_caption,
             "captions have no image": self.captions_without_image,
@@ -91,7 +92,7 @@ class Discovery:
         lines = [
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
-        return lines + self.left_out.report()
+        return [*lines, *self.left_out.report(), *self.notes]
 
 
 def check_utf8(not_utf8: Sequence[Path]) -> None:

@@ -1,14 +1,13 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from florence2ner.config.options import CaptionLines
+from florence2ner.config.options import ReadingOptions
 from florence2ner.data.chance import chance
-from florence2ner.data.formats import CAPTION_EXTENSION, LeftOut, readable_images
-from florence2ner.data.layouts.pairs import discover_samples, no_captions
+from florence2ner.data.formats import LeftOut, readable_images
+from florence2ner.data.layouts.choice import choose_layout, discover, no_samples
 from florence2ner.data.samples import Discovery, Sample, check_utf8
 from florence2ner.errors import UserError
 
@@ -51,36 +50,30 @@ class SplitRule:
         return "split" if self.lists else "eval_split_ratio" if self.count is None else "eval_split_count"
 
 
-def discover_split(
-    root: Path,
-    task_prompt: str,
-    *,
-    rule: SplitRule | None,
-    extensions: Sequence[str] = (CAPTION_EXTENSION,),
-    lines: CaptionLines = "whole",
-) -> tuple[Split, Discovery]:
+def discover_split(root: Path, options: ReadingOptions, *, rule: SplitRule | None) -> tuple[Split, Discovery]:
     """The train and eval samples of the dataset in `root`, and what was discovered in it.
 
     Training samples come from `root/train` where it exists, else from `root`. Held out are the samples of `root/eval`
     where it exists and no list is given, else those that the `rule` says; without a rule, none. Images in `root/eval`,
-    or linked from there, are never trained on. `extensions` and `lines` are as in `discover_samples`. Raises UserError
-    when nothing is left to train or evaluate on, and for captions that are not UTF-8.
+    or linked from there, are never trained on. Raises UserError when nothing is left to train or evaluate on, for
+    captions that are not UTF-8, and as `discover` does.
     """
+    layout = choose_layout(root, options)
     if rule and rule.lists:
-        found = discover_samples(root, task_prompt, extensions=extensions, lines=lines)
+        found = discover(root, options, layout=layout)
         check_utf8(found.not_utf8)
         if not found.samples:
-            raise no_captions(root, found, extensions)
+            raise no_samples(root, found, options, layout)
         return hold_out(found, rule)
     train_root, eval_root = root / TRAIN_FOLDER, root / EVAL_FOLDER
     folder = train_root if train_root.is_dir() else root
-    found = discover_samples(root, task_prompt, folder=folder, extensions=extensions, lines=lines)
+    found = discover(root, options, folder=folder, layout=layout)
     held_out = None
     if eval_root.is_dir() and rule:
-        held_out = discover_samples(root, task_prompt, folder=eval_root, extensions=extensions, lines=lines)
+        held_out = discover(root, options, folder=eval_root, layout=layout)
     check_utf8(tuple(dict.fromkeys(found.not_utf8 + (held_out.not_utf8 if held_out else ()))))
     if not found.samples:
-        raise no_captions(folder, found, extensions)
+        raise no_samples(folder, found, options, layout)
     train = found.samples
     if eval_root.is_dir():
         hidden = {os.path.realpath(image) for image in readable_images(eval_root)}
@@ -131,4 +124,5 @@ def _merge(first: Discovery, second: Discovery) -> Discovery:
         tuple(dict.fromkeys(first.images_without_caption + second.images_without_caption)),
         tuple(dict.fromkeys(first.captions_without_image + second.captions_without_image)),
         LeftOut(first.left_out.folders + second.left_out.folders, first.left_out.special + second.left_out.special),
+        notes=tuple(dict.fromkeys(first.notes + second.notes)),
     )

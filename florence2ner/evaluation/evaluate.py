@@ -18,7 +18,7 @@ from florence2ner.config.commands import EvalConfig
 from florence2ner.config.options import GenerationOptions
 from florence2ner.data.batch import Batch, FeatureSource, Window
 from florence2ner.data.captions import drop_overlong, overlong_note, special_tokens_warning
-from florence2ner.data.layouts.pairs import discover_samples, no_captions
+from florence2ner.data.layouts.choice import choose_layout, discover, no_samples
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
 from florence2ner.data.samples import Sample, check_utf8
@@ -184,12 +184,13 @@ def _discover(config: EvalConfig, display: Display) -> tuple[Path, tuple[Sample,
     """The folder that is evaluated on, and its samples. Prints what is left out; raises UserError for no sample."""
     held_out = config.dataset_path / EVAL_FOLDER
     root = held_out if held_out.is_dir() else config.dataset_path
-    found = discover_samples(root, config.task_prompt, extensions=config.caption_extension, lines=config.caption_lines)
+    layout = choose_layout(config.dataset_path, config)
+    found = discover(config.dataset_path, config, folder=root, layout=layout)
     check_utf8(found.not_utf8)
     for line in found.report():
         display.say(line)
     if not found.samples:
-        raise no_captions(root, found, config.caption_extension)
+        raise no_samples(root, found, config, layout)
     return root, found.samples
 
 

@@ -1,10 +1,11 @@
-"""Parses generated text into an answer, and flags answers that look wrong. Pure functions on strings, no torch.
+"""Parses generated text into an answer, writes answers to train on, and flags those that look wrong. No torch.
 
 `parse_answer` gives what Microsoft's post-processor gives (processing_florence2.py of microsoft/Florence-2-large), to
 the last bit of each coordinate. transformers' post-processor differs: it truncates coordinates to whole pixels, labels
 malformed polygons differently, and can't read a caption without the `post_processor_config` that few checkpoints have.
 """
 
+import math
 import re
 import struct
 import unicodedata
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from florence2ner.errors import UserError
 from florence2ner.model.tasks import Task
 
 Flag = Literal["empty", "loop", "special_tokens", "cut_off"]
@@ -135,6 +137,55 @@ def _pixels(bins: list[int], size: tuple[int, int]) -> list[float]:
 def _single(value: float) -> float:
     rounded: float = struct.unpack("f", struct.pack("f", value))[0]
     return rounded
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_boxes(labels: Sequence[str], boxes: Iterable[Sequence[float]], image_size: tuple[float, float]) -> str:
+    """The text of an `<OD>` answer, which `parse_answer` reads back: "car<loc_1><loc_2><loc_3><loc_4>dog<loc_...".
+
+    `image_size` is (width, height), and each box x1 y1 x2 y2, in pixels. A label stands once, where it first occurs,
+    with all its boxes behind it: so do Microsoft's checkpoints answer. A coordinate becomes the bin that it lies in,
+    one outside the image the nearest. Without boxes, the text is "". Raises UserError for a label with a `label_fault`.
+    """
+    written: dict[str, str] = {}
+    for label, box in zip(map(str.strip, labels), boxes, strict=True):
+        if fault := label_fault(label):
+            raise UserError(f"the label {label!r} {fault}: rename it")
+        written[label] = written.get(label, label) + _locations(box, image_size)
+    return "".join(written.values())
+
+
+def label_fault(label: str) -> str | None:
+    """Why an `<OD>` answer can't have this label, as the rest of a sentence about it; None where it can."""
+    if not label.strip():
+        return "is empty"
+    if "<" in label:
+        return "holds a <, with which locations begin"
+    return (
+        None if label.isascii() else "holds letters that are not ASCII, which Florence-2 leaves out of labels of boxes"
+    )
+
+
+def write_quads(labels: Sequence[str], quads: Iterable[Sequence[float]], image_size: tuple[float, float]) -> str:
+    """The text of an `<OCR_WITH_REGION>` answer, as `write_boxes` does it: each text and x y of its four corners.
+
+    Raises UserError for a text that is empty or holds a token such as <loc_1> or </s>.
+    """
+    written = []
+    for label, quad in zip(map(str.strip, labels), quads, strict=True):
+        if not label or "<loc_" in label or _FRAME.search(label):
+            raise UserError(f"the text {label!r} is empty or holds a token of Florence-2: leave it out")
+        written.append(label + _locations(quad, image_size))
+    return "".join(written)
+
+
+def _locations(coordinates: Sequence[float], size: tuple[float, float]) -> str:
+    """Pixels x y x y ... -> the token of the bin of each, computed in float32 as Microsoft's quantiser does."""
+    width, height = (_single(side / _BINS) for side in size)
+    scaled = (_single(value) / (height if index % 2 else width) for index, value in enumerate(coordinates))
+    return "".join(f"<loc_{min(max(math.floor(_single(bin_)), 0), _BINS - 1)}>" for bin_ in scaled)
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import yaml
 
 from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.layouts.choice import discover
 from florence2ner.data.order import DataOrder
 from florence2ner.data.split import Split, SplitRule, discover_split
 from florence2ner.data.split_file import SPLIT_FILE, Contents, read_lists, read_split, split_to_json
@@ -67,20 +67,13 @@ def find_start(config: TrainConfig) -> Start:
     if config.feature_cache == "disk":
         check_writable(config.features_dir, "choose another --feature-cache-dir")
     if checkpoint is None:
-        split, found = discover_split(
-            config.dataset_path, config.task_prompt, rule=_split_rule(config), **_captions_of(config)
-        )
+        split, found = discover_split(config.dataset_path, config, rule=_split_rule(config))
         model_name = find_model(config.model_name)
         notes = found.report()
         if model_name != config.model_name:
             notes.append(f"starting from {model_name}")
         return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
     return _resume(config, checkpoint)
-
-
-def _captions_of(config: TrainConfig) -> dict[str, Any]:
-    """How caption files are read, as `discover_samples` wants it."""
-    return {"extensions": config.caption_extension, "lines": config.caption_lines}
 
 
 def _split_rule(config: TrainConfig) -> SplitRule | None:
@@ -101,7 +94,7 @@ def _resume(config: TrainConfig, checkpoint: Path) -> Start:
     notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(settings, config)]
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
-    found = discover_samples(config.dataset_path, config.task_prompt, **_captions_of(config))
+    found = discover(config.dataset_path, config)
     split, before = read_split(checkpoint.parent / SPLIT_FILE, config.dataset_path, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")

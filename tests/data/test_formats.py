@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from florence2ner.config.options import ReadingOptions
 from florence2ner.data import formats
 from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
 from florence2ner.data.images import ImageError, load_image
@@ -151,7 +152,7 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     shown = capfd.readouterr().err
     assert "\\udce9.png is skipped" in shown
     assert "ü 日本 🙂.png" in shown
-    split, _ = discover_split(root, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.3))
+    split, _ = discover_split(root, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.3))
     contents = Contents.of(split, {})
     write_text(tmp_path / "split.json", split_to_json(split, root, contents))
     assert read_split(tmp_path / "split.json", root, found) == (split, contents)

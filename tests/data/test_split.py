@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from florence2ner.config.options import ReadingOptions
 from florence2ner.data.chance import chance
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.samples import Discovery, ImageRef, Sample
@@ -17,9 +18,9 @@ from tests.data.support import put
 def test_a_seeded_split_is_disjoint_whole_and_repeatable(tmp_path: Path) -> None:
     for i in range(60):
         put(tmp_path / f"{i}.png", f"caption {i}")
-    first, _ = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=1, ratio=0.25))
-    again, _ = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=1, ratio=0.25))
-    other, _ = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=2, ratio=0.25))
+    first, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=1, ratio=0.25))
+    again, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=1, ratio=0.25))
+    other, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=2, ratio=0.25))
     assert first == again != other
     assert 8 <= len(first.eval) <= 23, "about a quarter"
     assert {*first.train, *first.eval} == set(discover_samples(tmp_path, "<CAPTION>").samples)
@@ -53,12 +54,12 @@ def test_a_number_of_images_is_held_out_exactly(tmp_path: Path) -> None:
     for i in range(30):
         put(tmp_path / f"{i}.png", f"caption {i}")
     for count in (1, 7, 29):
-        split, _ = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1, count=count))
+        split, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1, count=count))
         assert (len(split.train), len(split.eval)) == (30 - count, count)
     with pytest.raises(
         UserError, match=r"eval_split_count leaves nothing to train on: of 30 images with captions, 30 are"
     ):
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1, count=31))
+        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1, count=31))
 
 
 def test_all_samples_of_an_image_are_on_one_side() -> None:
@@ -73,19 +74,19 @@ def test_a_split_that_is_given_holds(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "eval/d"):
         put(tmp_path / f"{name}.png", name)
     lists = Lists(frozenset({"eval/d.png", "a.png", "gone.png"}), frozenset({"b.png"}))
-    split, found = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1, lists=lists))
+    split, found = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1, lists=lists))
     assert [s.image.key for s in split.train] == ["a.png", "eval/d.png"]
     assert [s.image.key for s in split.eval] == ["b.png"]
     assert found.report() == [f"1 images are on neither side of the given split and are left out: {tmp_path / 'c.png'}"]
     lists = Lists(frozenset({"a.png"}), frozenset({"gone.png"}))
     with pytest.raises(UserError, match="split leaves nothing to evaluate on: of 4 images"):
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1, lists=lists))
+        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1, lists=lists))
 
 
 def test_train_and_eval_folders_are_the_split(tmp_path: Path) -> None:
     put(tmp_path / "train" / "a.png", "a")
     put(tmp_path / "eval" / "b.png", "b")
-    split, _ = discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1))
+    split, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1))
     assert [s.caption for s in split.train] == ["a"]
     assert [s.caption for s in split.eval] == ["b"]
 
@@ -94,7 +95,7 @@ def test_an_eval_folder_is_never_trained_on(tmp_path: Path) -> None:
     put(tmp_path / "a.png", "a")
     put(tmp_path / "eval" / "b.png", "b")
     for rule in (SplitRule(seed=0, ratio=0.5), None):
-        split, _ = discover_split(tmp_path, "<CAPTION>", rule=rule)
+        split, _ = discover_split(tmp_path, ReadingOptions(), rule=rule)
         assert [s.caption for s in split.train] == ["a"]
 
 
@@ -107,17 +108,17 @@ def test_what_eval_links_to_is_never_trained_on(tmp_path: Path, train: str) -> N
     for name in ("a.png", "a.txt"):
         (tmp_path / train / "chosen" / name).symlink_to(f"../all/{name}")
     for rule in (SplitRule(seed=0, ratio=0.1), None):
-        split, _ = discover_split(tmp_path, "<CAPTION>", rule=rule)
+        split, _ = discover_split(tmp_path, ReadingOptions(), rule=rule)
         assert [s.caption for s in split.train] == ["b", "c"]
         assert [s.caption for s in split.eval] == (["a", "d"] if rule else [])
 
 
 def test_splits_that_leave_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image with a caption"):
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1))
+        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1))
     put(tmp_path / "a.png", "a")
     with pytest.raises(UserError, match=r"leaves nothing to train on"):
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1))
+        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1))
     (tmp_path / "eval").mkdir()
     with pytest.raises(UserError, match=r"no image with a caption in .*eval"):
-        discover_split(tmp_path, "<CAPTION>", rule=SplitRule(seed=0, ratio=0.1))
+        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from florence2ner.config.options import ReadingOptions
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.split import Lists, Split, SplitRule, discover_split
 from florence2ner.data.split_file import Contents, images_trained_on, read_lists, read_split, split_to_json
@@ -117,7 +118,7 @@ def test_the_split_of_a_run_can_be_given_to_another(root: Path, split: Split, tm
     file = tmp_path / "split.json"
     file.write_text(split_to_json(split, root, Contents.of(split, {})))
     lists = read_lists(file)
-    again, _ = discover_split(root, "<CAPTION>", rule=SplitRule(seed=5, ratio=0.5, lists=lists))
+    again, _ = discover_split(root, ReadingOptions(), rule=SplitRule(seed=5, ratio=0.5, lists=lists))
     assert again == split
     file.write_text('{"train": ["b.png"], "eval": ["a.png"]}')
     assert read_lists(file) == Lists(frozenset({"b.png"}), frozenset({"a.png"}))

@@ -1,14 +1,19 @@
-"""What answers hold, and degenerate captions: against Microsoft's results, transformers' and by eye."""
+"""What answers hold, how they are written, and degenerate captions: against Microsoft's results and by eye."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from florence2ner.data.layouts.pairs import read_captions
-from florence2ner.model.answers import flag_problems, parse_answer
+from florence2ner.errors import UserError
+from florence2ner.model.answers import flag_problems, label_fault, parse_answer, write_boxes, write_quads
 from florence2ner.model.tasks import TASKS, Task
 from tests.model.support import needs_oracle
 
@@ -103,6 +108,80 @@ def test_no_text_breaks_the_parser(token: str) -> None:
         for second in pieces:
             for third in pieces:
                 json.dumps(parse_answer(TASKS[token], first + second + third, (640, 480)), allow_nan=False)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+sizes = st.tuples(st.integers(1, 20_000), st.integers(1, 20_000))
+shares = st.floats(0, 1, width=32)
+ascii_signs = st.characters(max_codepoint=127, exclude_characters="<")
+box_labels = st.text(ascii_signs, min_size=1).filter(lambda text: label_fault(text) is None)
+texts = st.text(min_size=1).filter(lambda text: text.strip() and not re.search("<loc_|</?s>|<pad>", text))
+
+
+def in_pixels(rows: list[tuple[str, list[float]]], size: tuple[int, int]) -> list[tuple[str, list[float]]]:
+    return [(label, [share * size[i % 2] for i, share in enumerate(place)]) for label, place in rows]
+
+
+def check_round_trip(token: str, write: Any, rows: list[tuple[str, list[float]]], size: tuple[int, int]) -> None:
+    text = write([label for label, _ in rows], [place for _, place in rows], size)
+    answer = parse_answer(TASKS[token], f"</s><s>{text}</s><pad>", size)
+    assert isinstance(answer, dict)
+    places = answer["bboxes" if token == "<OD>" else "quad_boxes"]
+    assert answer["labels"] == [label.strip() for label, _ in rows]
+    for read, (_, written) in zip(places, rows, strict=True):
+        for i, (there, here) in enumerate(zip(read, written, strict=True)):
+            assert abs(there - here) <= size[i % 2] / 1000 * 0.5001, "half a bin, but for the rounding of float32"
+    assert write(answer["labels"], places, size) == text
+
+
+@given(st.lists(st.tuples(box_labels, st.lists(shares, min_size=4, max_size=4)), max_size=8), sizes)
+def test_boxes_are_read_back_within_half_a_bin(rows: list[tuple[str, list[float]]], size: tuple[int, int]) -> None:
+    first = [label.strip() for label, _ in rows]
+    together = sorted(rows, key=lambda row: first.index(row[0].strip()))  # each label with all its boxes
+    one, other = (
+        write_boxes([label for label, _ in some], [box for _, box in in_pixels(some, size)], size)
+        for some in (rows, together)
+    )
+    assert one == other
+    check_round_trip("<OD>", write_boxes, in_pixels(together, size), size)
+
+
+@given(st.lists(st.tuples(texts, st.lists(shares, min_size=8, max_size=8)), max_size=5), sizes)
+def test_quads_are_read_back_within_half_a_bin(rows: list[tuple[str, list[float]]], size: tuple[int, int]) -> None:
+    check_round_trip("<OCR_WITH_REGION>", write_quads, in_pixels(rows, size), size)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4), sizes)
+def test_coordinates_become_the_bins_of_microsofts_quantiser(box: list[float], size: tuple[int, int]) -> None:
+    per_bin = [side / 1000 for side in (*size, *size)]
+    bins = [int((torch.tensor([x]) / step).floor().clamp(0, 999)) for x, step in zip(box, per_bin, strict=True)]
+    assert write_boxes(["a"], [box], size) == "a" + "".join(f"<loc_{bin_}>" for bin_ in bins)
+
+
+def test_a_label_stands_once_before_its_boxes_as_microsofts_model_writes_it() -> None:
+    # What Florence-2-base-ft answers about the picture of a car that transformers' tests use.
+    text = (
+        "car<loc_53><loc_333><loc_933><loc_774>door handle<loc_425><loc_503><loc_474><loc_515>wheel<loc_709><loc_576>"
+        "<loc_865><loc_772><loc_150><loc_584><loc_309><loc_773>"
+    )
+    answer = parse_answer(TASKS["<OD>"], text, (640, 480))
+    assert isinstance(answer, dict)
+    assert answer["labels"] == ["car", "door handle", "wheel", "wheel"]
+    assert write_boxes(answer["labels"], answer["bboxes"], (640, 480)) == text
+
+
+@pytest.mark.parametrize(("label", "why"), [(" \n", "is empty"), ("a<b", "holds a <"), ("Café", "not ASCII")])
+def test_labels_that_would_not_be_read_back_are_refused(label: str, why: str) -> None:
+    with pytest.raises(UserError, match=why) as error:
+        write_boxes([label], [[0, 0, 1, 1]], (2, 2))
+    assert repr(label.strip()) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "a<loc_1>", "</s>"])
+def test_texts_that_would_not_be_read_back_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is empty or holds a token of Florence-2: leave it out"):
+        write_quads([text], [[0] * 8], (2, 2))
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------

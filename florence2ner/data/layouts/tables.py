@@ -1,0 +1,168 @@
+"""The dataset layout of tables: rows of JSON Lines, JSON or CSV that name images and their captions.
+
+Hugging Face's imagefolder (`metadata.jsonl`, `metadata.csv`), Roboflow's `{"image", "prefix", "suffix"}`, what
+`florence2ner caption --output` writes, and any columns that the settings name.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from florence2ner.config.options import ReadingOptions
+from florence2ner.data.formats import ALL_EXTENSIONS
+from florence2ner.data.samples import Discovery, ImageRef, Sample
+from florence2ner.display import name_some
+from florence2ner.errors import UserError, did_you_mean
+from florence2ner.files import open_regular, read_regular
+
+_EXTENSIONS = (".jsonl", ".json", ".csv")
+# Columns that are looked for where the settings name none, the surest first.
+_IMAGE = ("file_name", "image", "image_path", "path", "filename", "file")
+_CAPTION = ("text", "caption", "captions", "suffix")
+_PROMPT = ("prefix", "prompt", "task_prompt", "task")
+
+_Row = tuple[int, Mapping[str, Any]]  # the number of a line, or of an entry in a JSON list, from 1; and its cells
+
+
+def matches(root: Path, options: ReadingOptions) -> bool:
+    """Whether the first row of a table in the dataset's folder, or in a folder of its split, has the columns."""
+    return bool(_tables(root, options))
+
+
+def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None) -> Discovery:
+    """One sample for each caption in the tables of `folder`, or where that has none, of the whole dataset.
+
+    Images are looked for from the folder of their table on, then from `root`. A cell may hold a list of captions; of
+    several captions of an image, `caption_lines` says which are used, as with caption files. Rows without a caption,
+    and images that are missing, are left out and reported. Raises UserError, with file and line, for a row that can't
+    be read, a column that is missing and a path that leads out of `root`.
+    """
+    within = folder or root
+    tables = _tables(within, options) or _tables(root, options)
+    captions: dict[tuple[Path, str], dict[str, None]] = {}
+    empty: list[Path] = []
+    missing: list[str] = []
+    for table, columns in tables:
+        for number, row in _rows(table):
+            place = f"line {number} of {table}"
+            image = _image(root, table, row, columns, place)
+            if image is None:
+                missing.append(f"{row[columns['image']]} ({place})")
+            elif image.is_relative_to(within):
+                prompt = str(row.get(columns["prompt"]) or "").strip() or options.task_prompt
+                captions.setdefault((image, prompt), {}).update(dict.fromkeys(_captions(row, columns, options, place)))
+    samples = []
+    for (image, prompt), texts in captions.items():
+        chosen = list(texts)[:1] if options.caption_lines == "first" else list(texts)
+        if not chosen:
+            empty.append(image)
+        kept = [tuple(chosen)] if options.caption_lines == "random" else [(text,) for text in chosen]
+        samples += [Sample(ImageRef.below(root, image), prompt, some) for some in kept if some]
+    samples.sort(key=lambda sample: sample.image.key)
+    notes = [f"{len(missing)} images are missing and are left out: {name_some(missing)}"] if missing else []
+    return Discovery(tuple(samples), tuple(empty), notes=tuple(notes))
+
+
+def _tables(folder: Path, options: ReadingOptions) -> list[tuple[Path, dict[str, str]]]:
+    """The tables of a folder, and of those in it, with the names of their columns by what these hold."""
+    found = []
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix.lower() in _EXTENSIONS and not path.name.startswith("."):
+            try:
+                first = next(_rows(path), None)
+            except (UserError, OSError):
+                continue  # no table; one that is torn further on is named when it is read
+            if first and (columns := _columns(first[1], options, path)):
+                found.append((path, columns))
+    return found
+
+
+def _columns(row: Mapping[str, Any], options: ReadingOptions, path: Path) -> dict[str, str] | None:
+    """The names of the columns with image, caption and prompt ("" for none); None where a table has no such columns.
+
+    Raises UserError where a column that the settings name is missing, though its table has images.
+    """
+    asked = {"image": options.image_column, "caption": options.caption_column, "prompt": options.prompt_column}
+    usual = {"image": _IMAGE, "caption": _CAPTION, "prompt": _PROMPT}
+    names = {kind: asked[kind] or next((name for name in usual[kind] if name in row), "") for kind in usual}
+    if names["image"] not in row or not _is_image(row[names["image"]]):
+        return None
+    for kind, name in asked.items():
+        if name and name not in row:
+            raise UserError(
+                f"{path} has no column {name} ({kind}_column).{did_you_mean(name, row)} It has {', '.join(row)}"
+            )
+    return names if names["caption"] else None
+
+
+def _is_image(cell: Any) -> bool:
+    return isinstance(cell, str) and Path(cell).suffix.lower() in ALL_EXTENSIONS
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """The rows of a table. Raises UserError, with the line, for one that is no object, and for what is not UTF-8."""
+    try:
+        if path.suffix.lower() == ".json":
+            content = json.loads(read_regular(path))
+            entries = content if isinstance(content, list) else []
+            for number, entry in enumerate(entries, start=1):
+                yield number, _object(entry, number, path)
+        elif path.suffix.lower() == ".csv":
+            with open_regular(path) as file:
+                text = (line.decode("utf-8-sig" if not number else "utf-8") for number, line in enumerate(file))
+                reader = csv.DictReader(text, strict=True)
+                for row in reader:
+                    yield reader.line_num, {name: cell for name, cell in row.items() if isinstance(name, str)}
+        else:
+            with open_regular(path) as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield number, _object(_parse(line, number, path), number, path)
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except (json.JSONDecodeError, csv.Error, RecursionError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+
+
+def _parse(line: bytes, number: int, path: Path) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"line {number} of {path} is not JSON ({error.msg}): mend or delete it") from None
+
+
+def _object(entry: Any, number: int, path: Path) -> Mapping[str, Any]:
+    if not isinstance(entry, dict):
+        raise UserError(f"line {number} of {path} is not an object with columns: mend or delete it")
+    return entry
+
+
+def _image(root: Path, table: Path, row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Path | None:
+    """The image of a row, or None where there is none. Raises UserError for a path that leads out of `root`."""
+    name = row.get(columns["image"])
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{place} names no image in the column {columns['image']}: mend or delete it")
+    for base in (table.parent, root):
+        path = Path(os.path.normpath(base / name))
+        if path.is_relative_to(os.path.normpath(root)):
+            if path.is_file():
+                return path
+        elif base == root or Path(name).is_absolute():
+            raise UserError(f"{place} names {name}, which is outside of {root}: only images in the dataset are read")
+    return None
+
+
+def _captions(row: Mapping[str, Any], columns: Mapping[str, str], options: ReadingOptions, place: str) -> list[str]:
+    """The captions in a row. Raises UserError for anything but text, a list of texts, or nothing."""
+    cell = row.get(columns["caption"])
+    texts = [cell] if isinstance(cell, str) else cell or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{place} has no text in the column {columns['caption']}, but {cell!r}: mend or delete it")
+    if options.caption_lines != "whole":
+        texts = [line for text in texts for line in text.splitlines()]
+    return [text for text in map(str.strip, texts) if text]

@@ -1,0 +1,90 @@
+"""The layout is chosen by content, and where two fit the user chooses; every layout trains, resumes and evaluates."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from florence2ner import EvalConfig, evaluate, train
+from florence2ner.config.options import ReadingOptions
+from florence2ner.data.layouts.choice import choose_layout, discover
+from florence2ner.errors import UserError
+from florence2ner.model.answers import parse_answer
+from florence2ner.model.tasks import find_task
+from tests.conftest import MakeConfig
+from tests.data.support import put
+from tests.training.test_run_folder import assert_same_bits
+
+LAYOUTS = ("files", "table", "coco", "yolo")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, shapes: Path, request: pytest.FixtureRequest) -> Path:
+    """Twelve drawings in the layout that the test asks for; those with boxes have a square in the middle of each."""
+    layout: str = request.param
+    root = tmp_path / layout
+    root.mkdir()
+    names = [f"{number:04d}" for number in range(12)]
+    for name in names:
+        shutil.copy(shapes / f"{name}.png", root)
+        if layout == "files":
+            shutil.copy(shapes / f"{name}.txt", root)
+        if layout == "yolo":
+            (root / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    if layout == "table":
+        rows = [{"image": f"{name}.png", "text": (shapes / f"{name}.txt").read_text()} for name in names]
+        (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if layout == "coco":
+        coco = {
+            "images": [
+                {"id": n, "file_name": f"{name}.png", "width": 64, "height": 64} for n, name in enumerate(names)
+            ],
+            "annotations": [{"id": n, "image_id": n, "category_id": 3, "bbox": [16, 16, 32, 32]} for n in range(12)],
+            "categories": [{"id": 3, "name": "square"}],
+        }
+        (root / "boxes.json").write_text(json.dumps(coco))
+    if layout == "yolo":
+        (root / "classes.txt").write_text("square\n")
+    return root
+
+
+@pytest.mark.parametrize("dataset", LAYOUTS, indirect=True)
+def test_every_layout_is_found_by_content(dataset: Path) -> None:
+    assert choose_layout(dataset, ReadingOptions()) == dataset.name
+    found = discover(dataset, ReadingOptions())
+    assert [sample.image.key for sample in found.samples] == [f"{number:04d}.png" for number in range(12)]
+    named = any("the dataset is read as" in line for line in found.report())
+    assert named == (dataset.name != "files"), "the usual one is not named"
+    if dataset.name in ("coco", "yolo"):
+        assert {sample.task_prompt for sample in found.samples} == {"<OD>"}
+        for sample in found.samples:
+            answer = parse_answer(find_task("<OD>"), sample.caption, (64, 64))
+            assert answer["labels"] == ["square"]
+            assert answer["bboxes"][0] == pytest.approx([16, 16, 48, 48], abs=0.1)
+
+
+@pytest.mark.parametrize("dataset", LAYOUTS[1:], indirect=True)
+def test_every_layout_trains_resumes_and_evaluates(
+    dataset: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"dataset_path": dataset, "epochs": 3, "save_steps": 2, "save_total_limit": None, "keep_states": True}
+    whole = train(make_config(run_name="whole", **settings))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings))
+    assert_same_bits(whole, fork)
+    result = evaluate(EvalConfig(dataset_path=dataset, model_name=str(whole), num_beams=1, max_new_tokens=8))
+    assert result.samples == 12
+    assert "the dataset is read as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", ["table"], indirect=True)
+def test_where_two_layouts_fit_the_user_chooses(dataset: Path) -> None:
+    put(dataset / "0000.png", "another caption")
+    with pytest.raises(
+        UserError,
+        match=r"reads as a table of images and captions \(--layout table\) and as images with caption files beside "
+        r"them \(--layout files\): choose one",
+    ):
+        choose_layout(dataset, ReadingOptions())
+    assert [s.caption for s in discover(dataset, ReadingOptions(layout="files")).samples] == ["another caption"]
+    assert len(discover(dataset, ReadingOptions(layout="table")).samples) == 12
