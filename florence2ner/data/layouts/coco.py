@@ -67,7 +67,7 @@ def matches(root: Path) -> bool:
 
     The files are searched for these words, not parsed: one with a mistake is still COCO's, and `discover` names it.
     """
-    return bool(_coco_files(root))
+    return any(map(_has_lists, _json_files(root)))
 
 
 def discover(root: Path, *, folder: Path | None = None) -> Discovery:
@@ -81,7 +81,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     twice, a path out of `root`, a label that an answer can't have.
     """
     within = folder or root
-    files = _coco_files(within) or _coco_files(root)
+    files = [*filter(_has_lists, _json_files(within))] or [*filter(_has_lists, _json_files(root))]
     if not files:
         raise UserError(f"no COCO file in {within}: it is a .json with images, annotations and categories")
     notes = Notes()
@@ -96,7 +96,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
                 notes.add("images are missing and are left out", f"{entry.file_name} of {file}")
             elif path.is_relative_to(within):
                 if path in named:
-                    raise UserError(f"the image {path} is in {named[path]} and again in {file}: leave it out of one")
+                    raise UserError(f"the image {path} is in {named[path]} and again in {file}: keep it in one of them")
                 named[path] = file
                 if answer := _answer(entry, objects.get(entry.id, []), ImageRef.below(root, path), notes):
                     samples.append(Sample(ImageRef.below(root, path), TASK_PROMPT, (answer,)))
@@ -106,9 +106,10 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     return Discovery(tuple(samples), tuple(sorted(empty)), notes=notes.lines())
 
 
-def _coco_files(folder: Path) -> list[Path]:
+def _json_files(folder: Path) -> dict[Path, None]:
+    """Where COCO's files may be, each once."""
     usual = (path for place in (folder, folder / "annotations") for path in sorted(place.glob("*.json")))
-    return [path for path in dict.fromkeys((*usual, *sorted(folder.glob(_ROBOFLOW)))) if _has_lists(path)]
+    return dict.fromkeys((*usual, *sorted(folder.glob(_ROBOFLOW))))
 
 
 def _has_lists(path: Path) -> bool:
