@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
@@ -178,15 +178,13 @@ def _place(root: Path, file: Path, name: str) -> Path | None:
     then that of the file, `images`, and the dataset's own.
     """
     name = name.replace("\\", "/")  # as some tools write on Windows
-    split = file.stem.rpartition("_")[2]
-    bases = [root / split, root / "images" / split, file.parent, root / "images", root]
-    if ".." in PurePosixPath(name).parts:
-        bases = [file.parent]
-    top = Path(os.path.abspath(root))
-    paths = [Path(os.path.abspath(base / name)) for base in bases]
-    if not all(path.is_relative_to(top) for path in paths):
+    top, own, split = os.path.abspath(root), os.path.abspath(file.parent), file.stem.rpartition("_")[2]
+    bases = [own] if ".." in name else [f"{top}/{split}", f"{top}/images/{split}", own, f"{top}/images", top]
+    paths = [os.path.normpath(os.path.join(base, name)) for base in bases]  # text: pathlib takes a minute for COCO
+    below = os.path.join(top, "")
+    if not all(f"{path}/".startswith(below) for path in paths):
         raise UserError(f"{file}: the image {name!r} is not in {root}: move it there, and name its path from there")
-    return next((root / path.relative_to(top) for path in paths if os.path.isfile(path)), None)
+    return next((root / path[len(below) :] for path in paths if os.path.isfile(path)), None)
 
 
 def _answer(entry: _Image, objects: Sequence[_Object], image: ImageRef, notes: Notes) -> str | None:
