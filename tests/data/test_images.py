@@ -17,7 +17,7 @@ from skimage import data
 
 from florence2ner.data import formats, images
 from florence2ner.data.formats import discover_images
-from florence2ner.data.images import ImageError, load_image, load_pixels, to_pixels
+from florence2ner.data.images import ImageError, load_image, load_pixels, read_size, to_pixels
 from florence2ner.data.samples import ImageRef
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.vision import VisionEncoder
@@ -170,6 +170,7 @@ def test_all_orientations_give_the_same_picture(tmp_path: Path, extension: str, 
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](PICTURE)))
     stored.save(path, exif=exif, **({} if extension in ("png", "tiff") else {"quality": 95}))
     assert worst(pixels(path), PICTURE, lossy=True) <= 6
+    assert read_size(ImageRef.at(path)) == (stored.size, orientation)
     picture = load_pixels(ImageRef.at(path), (24, 60))  # not square: the turn comes after the squash
     assert picture.size == (48, 32)
     expected = to_pixels(load_image(ImageRef.at(path)), (24, 60))
@@ -181,6 +182,7 @@ def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert worst(pixels(tmp_path / "a.jpg"), PICTURE, lossy=True) <= 6
+        assert read_size(ImageRef.at(tmp_path / "a.jpg")) == ((48, 32), 1)
 
 
 def icc(space: bytes, tags: dict[bytes, bytes], pcs: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:

@@ -73,12 +73,15 @@ def test_a_samples_caption_is_its_first() -> None:
 
 def test_a_report_has_a_line_for_each_kind_of_file_that_is_left_out() -> None:
     images = tuple(Path(f"{number}.png") for number in range(5))
-    found = Discovery((), images, (Path("x.txt"),), LeftOut([Path("locked"), Path("gone")], [Path("a.png")]))
+    found = Discovery(
+        (), images, (Path("x.txt"),), LeftOut([Path("locked"), Path("gone")], [Path("a.png")]), notes=("7 are odd",)
+    )
     assert found.report() == [
         "5 images have no caption and are left out: 0.png, 1.png, 2.png and 2 more",
         "1 captions have no image and are left out: x.txt",
         "2 folders can't be read and are left out: locked, gone",
         "1 pipes, sockets or devices have the name of a file and are left out: a.png",
+        "7 are odd",
     ]
     assert Discovery((Sample(ImageRef.at(images[0]), "<CAPTION>"),)).report() == []
     assert Discovery((), captions_without_image=images[:1]).report() == [

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
@@ -67,7 +67,7 @@ def matches(root: Path) -> bool:
 
     The files are searched for these words, not parsed: one with a mistake is still COCO's, and `discover` names it.
     """
-    return bool(_coco_files(root))
+    return any(map(_has_lists, _json_files(root)))
 
 
 def discover(root: Path, *, folder: Path | None = None) -> Discovery:
@@ -81,7 +81,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     twice, a path out of `root`, a label that an answer can't have.
     """
     within = folder or root
-    files = _coco_files(within) or _coco_files(root)
+    files = [*filter(_has_lists, _json_files(within))] or [*filter(_has_lists, _json_files(root))]
     if not files:
         raise UserError(f"no COCO file in {within}: it is a .json with images, annotations and categories")
     notes = Notes()
@@ -96,7 +96,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
                 notes.add("images are missing and are left out", f"{entry.file_name} of {file}")
             elif path.is_relative_to(within):
                 if path in named:
-                    raise UserError(f"the image {path} is in {named[path]} and again in {file}: leave it out of one")
+                    raise UserError(f"the image {path} is in {named[path]} and again in {file}: keep it in one of them")
                 named[path] = file
                 if answer := _answer(entry, objects.get(entry.id, []), ImageRef.below(root, path), notes):
                     samples.append(Sample(ImageRef.below(root, path), TASK_PROMPT, (answer,)))
@@ -106,9 +106,10 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     return Discovery(tuple(samples), tuple(sorted(empty)), notes=notes.lines())
 
 
-def _coco_files(folder: Path) -> list[Path]:
+def _json_files(folder: Path) -> dict[Path, None]:
+    """Where COCO's files may be, each once."""
     usual = (path for place in (folder, folder / "annotations") for path in sorted(place.glob("*.json")))
-    return [path for path in dict.fromkeys((*usual, *sorted(folder.glob(_ROBOFLOW)))) if _has_lists(path)]
+    return dict.fromkeys((*usual, *sorted(folder.glob(_ROBOFLOW))))
 
 
 def _has_lists(path: Path) -> bool:
@@ -177,15 +178,13 @@ def _place(root: Path, file: Path, name: str) -> Path | None:
     then that of the file, `images`, and the dataset's own.
     """
     name = name.replace("\\", "/")  # as some tools write on Windows
-    split = file.stem.rpartition("_")[2]
-    bases = [root / split, root / "images" / split, file.parent, root / "images", root]
-    if ".." in PurePosixPath(name).parts:
-        bases = [file.parent]
-    top = Path(os.path.abspath(root))
-    paths = [Path(os.path.abspath(base / name)) for base in bases]
-    if not all(path.is_relative_to(top) for path in paths):
+    top, own, split = os.path.abspath(root), os.path.abspath(file.parent), file.stem.rpartition("_")[2]
+    bases = [own] if ".." in name else [f"{top}/{split}", f"{top}/images/{split}", own, f"{top}/images", top]
+    paths = [os.path.normpath(os.path.join(base, name)) for base in bases]  # text: pathlib takes a minute for COCO
+    below = os.path.join(top, "")
+    if not all(f"{path}/".startswith(below) for path in paths):
         raise UserError(f"{file}: the image {name!r} is not in {root}: move it there, and name its path from there")
-    return next((root / path.relative_to(top) for path in paths if os.path.isfile(path)), None)
+    return next((root / path[len(below) :] for path in paths if os.path.isfile(path)), None)
 
 
 def _answer(entry: _Image, objects: Sequence[_Object], image: ImageRef, notes: Notes) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2ner import UserError
+from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, train
+from florence2ner.data.formats import sidecar_of
 from florence2ner.data.images import load_image
+from florence2ner.data.layouts.boxes import Box
 from florence2ner.data.layouts.coco import discover, matches
 from florence2ner.data.samples import Sample
+from florence2ner.demo import SIDE, box_of_shape, draw_shape
 from florence2ner.model.answers import parse_answer
+from florence2ner.model.checkpoints.scratch import init_model
 from florence2ner.model.tasks import TASKS
 
 CATEGORIES = [{"id": 3, "name": "car", "supercategory": "vehicle"}, {"id": 7, "name": "traffic light"}]
@@ -241,7 +246,8 @@ def test_an_image_in_two_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         discover(tmp_path)
     assert (
-        str(error.value) == f"the image {tmp_path}/train/a.png is in {first} and again in {second}: leave it out of one"
+        str(error.value)
+        == f"the image {tmp_path}/train/a.png is in {first} and again in {second}: keep it in one of them"
     )
 
 
@@ -266,3 +272,71 @@ def test_other_files_are_not_cocos(tmp_path: Path, text: str) -> None:
     assert not matches(tmp_path / "missing")
     with pytest.raises(UserError, match=r"no COCO file in .*: it is a \.json with images, annotations and categories"):
         discover(tmp_path)
+
+
+# --- a detector is trained --------------------------------------------------------------------------------------------
+
+
+def draw_detection(folder: Path, count: int, *, seed: int) -> tuple[Sample, ...]:
+    """Drawn shapes with a COCO file, and what is discovered there, also written beside each picture as its caption."""
+    rng = random.Random(seed)
+    images, annotations, numbers = [], [], dict[str, int]()
+    folder.mkdir(parents=True)
+    for number in range(count):
+        shape, caption = draw_shape(rng)
+        shape.save(folder / f"{number}.png")
+        _, _, colour, form, *_ = caption.split()
+        category = numbers.setdefault(f"{colour} {form}", len(numbers))
+        x1, y1, x2, y2 = box_of_shape(shape)
+        images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
+        annotations.append(box(number, x1, y1, x2 - x1, y2 - y1, category=category))
+    write(folder / "boxes.json", images, annotations, [{"id": n, "name": name} for name, n in numbers.items()])
+    samples = discover(folder).samples
+    assert len(samples) == count
+    for sample in samples:
+        sidecar_of(sample.image.path).write_text(sample.caption)
+    return samples
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    shared = max(width, 0) * max(height, 0)
+    areas = ((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other))
+    return shared / max(sum(areas) - shared, 1e-9)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_trained_on_boxes_finds_those_of_unseen_pictures(tmp_path: Path) -> None:
+    samples = draw_detection(tmp_path / "train", 512, seed=1)
+    draw_detection(tmp_path / "unseen", 64, seed=2)
+    init_model(tmp_path / "tiny", preset="tiny", captions=[sample.caption for sample in samples], seed=42)
+    checkpoint = train(
+        TrainConfig(
+            model_name=str(tmp_path / "tiny"),
+            dataset_path=tmp_path / "train",
+            task_prompt="<OD>",
+            output_dir=tmp_path / "checkpoints",
+            epochs=5,
+            learning_rate=1.5e-3,
+            train_batch_size=16,
+            gradient_accumulation_steps=1,
+            gradient_checkpointing=False,
+            freeze_vision=False,
+            warmup_steps=10,
+            eval_steps=None,
+            save_steps=None,
+            log_with=("none",),
+            feature_cache="off",
+        )
+    )
+    settings = {"task_prompt": "<OD>", "max_new_tokens": 16, "num_beams": 1, "batch_size": 64, "show": 0}
+    result = evaluate(EvalConfig(model_name=str(checkpoint), dataset_path=tmp_path / "unseen", **settings))
+    pictures = [Image.open(tmp_path / "unseen" / row.image) for row in result.captions]
+    drawn = [box_of_shape(shape) for shape in pictures]
+    answers = [parse_answer(TASKS["<OD>"], row.prediction, (SIDE, SIDE)) for row in result.captions]
+    found = [(answer["bboxes"] or [(0, 0, 0, 0)])[0] for answer in answers if isinstance(answer, dict)]
+    of_its_own = np.mean([overlap(*pair) for pair in zip(found, drawn, strict=True)])
+    of_another = np.mean([overlap(*pair) for pair in zip(found, drawn[1:] + drawn[:1], strict=True)])
+    assert of_its_own > 0.5
+    assert of_another < 0.35, "it looks at the picture, and doesn't guess where shapes are"
