@@ -9,7 +9,7 @@ from florence2ner.data.captions import count_tokens, drop_overlong, overlong_not
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.loading import load_model
-from florence2ner.model.checkpoints.processing import TASK_TOKENS
+from florence2ner.model.tasks import TASK_TOKENS
 
 
 @pytest.fixture(scope="module")

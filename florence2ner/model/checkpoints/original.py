@@ -26,6 +26,7 @@ from florence2ner.model.checkpoints.original_config import (
     original_to_native_config,
 )
 from florence2ner.model.checkpoints.processing import IMAGE_TOKEN
+from florence2ner.model.tasks import TASK_TOKENS
 
 _MASK_TOKEN = "<mask>"
 _IMAGE_PROJECTION = "image_projection"
@@ -219,7 +220,7 @@ def _load_processor(directory: Path, config: Florence2Config) -> Florence2Proces
         raise UserError(f"{path} is not the original's, which has {_MASK_TOKEN} and no {IMAGE_TOKEN}.")
     tokenizer = processing.build_tokenizer(backend, model_max_length=limit or text.max_position_embeddings)
     vocab = tokenizer.get_vocab()
-    ids = [vocab[token] for token in processing.TASK_TOKENS]
+    ids = [vocab[token] for token in TASK_TOKENS]
     if ids != list(range(ids[0], ids[0] + len(ids))) or len(tokenizer) > text.vocab_size:
         raise UserError(
             f"{path}: {len(tokenizer)} tokens, <od> {ids[0]}, <and> {ids[-1]} do not fit vocab_size {text.vocab_size}."
