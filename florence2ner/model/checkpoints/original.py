@@ -86,7 +86,7 @@ def load_original(
     """
     settings = read_json(directory / "config.json")
     config = original_to_native_config(settings, directory)
-    processor = _load_processor(directory, config)
+    processor = load_original_processor(directory, config)
     state = read_state_dict(directory)
     config.image_token_id = processor.image_token_id
     config.tie_word_embeddings = _unify_embeddings(state, directory)
@@ -191,7 +191,7 @@ def _preprocessor_config(processor: Florence2Processor) -> dict[str, Any]:
     }
 
 
-def _load_processor(directory: Path, config: Florence2Config) -> Florence2Processor:
+def load_original_processor(directory: Path, config: Florence2Config) -> Florence2Processor:
     vision: Any = config.vision_config
     text: Any = config.text_config
     path = directory / "preprocessor_config.json"
