@@ -37,7 +37,7 @@ def caption_findings(folder: Folder, task_prompt: str, trigger_word: str | None,
         Finding(
             "special-token",
             "hurts",
-            "captions hold what the model doesn't take for text, but for signs to itself",
+            "[caption holds|captions hold] what the model doesn't take for text, but for signs to itself",
             "remove it from the text, or name the task that has it in its answers with --task-prompt",
             tuple(Example(item.image.key, " ".join(found), (item.image,)) for item, found in signs.items()),
         ),
@@ -63,7 +63,7 @@ def _unreadable(folder: Folder) -> list[Finding]:
         Finding(
             "not-utf8",
             "breaks",
-            "captions are not UTF-8 text",
+            "[caption is|captions are] not UTF-8 text",
             "training refuses them; convert them from their encoding, which nobody can be sure of: read the result",
             tuple(Example(path.relative_to(folder.root).as_posix(), _first_line(path)) for path in folder.not_utf8),
             tuple(fixes),
@@ -71,7 +71,7 @@ def _unreadable(folder: Folder) -> list[Finding]:
         Finding(
             "unreadable-caption",
             "breaks",
-            "captions can't be read",
+            "[caption|captions] can't be read",
             "training refuses them: give yourself the right to read them",
             tuple(
                 Example(path.relative_to(folder.root).as_posix(), reason) for path, reason in folder.unreadable_captions
@@ -101,7 +101,7 @@ def _empty(folder: Folder) -> Finding:
     return Finding(
         "empty-caption",
         "hurts",
-        "captions are empty",
+        "[caption is|captions are] empty",
         "training leaves their images out; `florence2ner caption` writes them, as an empty file counts as missing",
         tuple(Example(item.image.key, images=(item.image,)) for item in empty),
         (command,) if empty else (),
@@ -114,7 +114,7 @@ def _without_trigger(captioned: Sequence[Item], word: str) -> Finding:
     return Finding(
         "no-trigger-word",
         "hurts",
-        f"captions lack the trigger word {plain(word)}",
+        f"[caption lacks|captions lack] the trigger word {plain(word)}",
         "what they show is not learnt under that word",
         tuple(Example(item.image.key, plain(item.caption, 100), (item.image,)) for item in missing),
     )
@@ -134,7 +134,7 @@ def _habits(captioned: Sequence[Item], opening_share: float) -> list[Finding]:
         Finding(
             "common-opening",
             "note",
-            "ways to begin are shared by many captions",
+            "[way to begin is|ways to begin are] shared by many captions",
             "the model will begin every caption so: cut what says nothing, such as `The image shows`",
             tuple(
                 Example(opening, f"{count / total:.0%} of {total} captions")
@@ -145,7 +145,7 @@ def _habits(captioned: Sequence[Item], opening_share: float) -> list[Finding]:
         Finding(
             "word-everywhere",
             "note",
-            f"words are in more than {_EVERYWHERE:.0%} of the captions",
+            f"[word is|words are] in more than {_EVERYWHERE:.0%} of the captions",
             "fine for a trigger word or what all images show; else the model writes them whatever it sees",
             tuple(
                 Example(word, f"{count / total:.0%} of {total} captions")

@@ -1,5 +1,6 @@
 """What an inspection finds: findings with examples and the commands that mend them, figures, and histograms."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ class Finding:
 
     kind: str  # stable, for programs that read the JSON
     severity: Severity
-    title: str  # completes "12 ...", as in "12 captions are empty"
+    title: str  # as in "[caption is|captions are] empty": for one case, for several
     advice: str
     examples: tuple[Example, ...]  # all of them, or those that could be named
     fixes: tuple[str, ...] = ()  # shell commands
@@ -39,6 +40,11 @@ class Finding:
     def count(self) -> int:
         """The number of cases."""
         return len(self.examples) if self.cases is None else self.cases
+
+    @property
+    def headline(self) -> str:
+        """What was found, without its number: "captions are empty"."""
+        return re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if self.count == 1 else r"\2", self.title, count=1)
 
 
 @dataclass(frozen=True)

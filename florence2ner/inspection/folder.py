@@ -119,7 +119,7 @@ def folder_findings(found: Folder) -> list[Finding]:
         Finding(
             "image-without-caption",
             "hurts",
-            "images have no caption",
+            "[image has|images have] no caption",
             "training leaves them out; `florence2ner caption` writes what is missing, or write them yourself",
             tuple(Example(item.image.key, images=(item.image,)) for item in alone),
             (command,) if alone else (),
@@ -127,7 +127,7 @@ def folder_findings(found: Folder) -> list[Finding]:
         Finding(
             "caption-without-image",
             "note",
-            "captions have no image",
+            "[caption has|captions have] no image",
             "training leaves them out; is an image missing, or has one another name?",
             tuple(Example(path.relative_to(root).as_posix()) for path in found.captions_without_image),
             tuple(set_aside(root, path) for path in found.captions_without_image),
@@ -135,7 +135,7 @@ def folder_findings(found: Folder) -> list[Finding]:
         Finding(
             "needs-package",
             "hurts",
-            "images need a Python package that is not installed",
+            "[image needs|images need] a Python package that is not installed",
             "training leaves them out without a word until it is: pip install "
             + " ".join(sorted({package for _, package in found.without_plugin})),
             tuple(Example(image.key, package) for image, package in found.without_plugin),
@@ -143,14 +143,14 @@ def folder_findings(found: Folder) -> list[Finding]:
         Finding(
             "outside-of-train",
             "note",
-            "images are in neither train/ nor eval/, or are links into eval/",
+            "[image is|images are] in neither train/ nor eval/, or linked from eval/",
             "with a folder train/, only what is in it is trained on",
             tuple(Example(item.image.key) for item in found.items if item.side == "unused"),
         ),
         Finding(
             "other-extension",
             "note",
-            "captions have another extension",
+            "[caption has|captions have] another extension",
             f"only {found.extension} is read: --caption-extension chooses another",
             tuple(Example(extension, f"{number} files") for extension, number in found.other_captions.items()),
             cases=sum(found.other_captions.values()),
@@ -165,14 +165,14 @@ def _left_out(found: Folder) -> list[Finding]:
         Finding(
             "special-file",
             "note",
-            "pipes, sockets or devices have the name of an image or caption",
+            "[pipe, socket or device has|pipes, sockets or devices have] the name of an image or caption",
             "they are never opened",
             tuple(Example(path.relative_to(found.root).as_posix()) for path in special),
         ),
         Finding(
             "unreadable-folder",
             "hurts",
-            "folders can't be read",
+            "[folder|folders] can't be read",
             "what is in them is left out: give yourself the right to read them",
             tuple(Example(path.relative_to(found.root).as_posix()) for path in folders),
         ),
@@ -197,7 +197,7 @@ def _collisions(found: Folder) -> Finding:
     return Finding(
         "shared-caption",
         "hurts",
-        "captions are shared by images that differ in their extension only",
+        "[caption is|captions are] shared by images that differ in their extension only",
         "give each image a name of its own, and a caption that is about it",
         tuple(
             Example(path.relative_to(found.root).as_posix(), " ".join(image.key for image in images), tuple(images))

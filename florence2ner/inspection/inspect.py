@@ -109,7 +109,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "kind": finding.kind,
         "severity": finding.severity,
         "count": finding.count,
-        "title": finding.title,
+        "title": finding.headline,
         "advice": finding.advice,
         "examples": [
             {
@@ -127,5 +127,5 @@ def _print_fixes(found: Inspection) -> None:
     """Print the commands that mend what is found, under what they mend, for a shell to read."""
     for finding in found.findings:
         if finding.fixes:
-            print(f"# {finding.count} {finding.title}")
+            print(f"# {finding.count} {finding.headline}")
             print(*dict.fromkeys(finding.fixes), sep="\n")

@@ -95,7 +95,8 @@ def perceptual_hash(small: Image.Image) -> int:
 def _waves() -> Floats:
     """The first 8 basis vectors of the discrete cosine transform (type II) of 32 points: (8, 32)."""
     points = np.arange(_SIDE)
-    return np.cos(np.pi / _SIDE * (points[None] + 0.5) * np.arange(8)[:, None])
+    waves: Floats = np.cos(np.pi / _SIDE * (points[None] + 0.5) * np.arange(8)[:, None])
+    return waves
 
 
 def _is_flat(image: Image.Image) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -10,9 +11,10 @@ from PIL import Image
 
 from florence2ner.data.pictures import ImageError, decode, finish, reasons
 from florence2ner.data.samples import ImageRef
-from florence2ner.inspection.findings import SEVERITIES, Example, Finding, Histogram, Inspection, plain
+from florence2ner.inspection.findings import SEVERITIES, Example, Finding, Histogram, Inspection, Severity, plain
 from florence2ner.inspection.tables import NAMES, verdict
 
+_TILES: dict[Severity, str] = {"breaks": "break training", "hurts": "hurt it", "note": "to know of"}
 _STYLE = Path(__file__).with_name("page.css")
 _THUMBNAIL = 240  # pixels of the longer side
 _FRAMES = 8  # pictures, or groups of them, shown of a finding
@@ -29,7 +31,7 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
     counts = {severity: sum(finding.severity == severity for finding in found.findings) for severity in SEVERITIES}
     worst = next((severity for severity in SEVERITIES[:2] if counts[severity]), "fine")
     tiles = "".join(
-        f'<li class="{severity if counts[severity] else "none"}"><b>{counts[severity]}</b> {NAMES[severity]}</li>'
+        f'<li class="{severity if counts[severity] else "none"}"><b>{counts[severity]}</b> {_TILES[severity]}</li>'
         for severity in SEVERITIES
     )
     findings = "".join(_finding(finding, thumbnails) for finding in found.findings)
@@ -82,15 +84,21 @@ def _text(text: str, limit: int = _LONGEST) -> str:
     return escape(plain(text, limit))
 
 
+def _sentence(text: str) -> str:
+    """Text of our own as a sentence, with what stands between backticks as code."""
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", f"{escape(text[0].upper() + text[1:])}.")
+
+
 def _finding(finding: Finding, thumbnails: "_Thumbnails") -> str:
-    frames = "".join(_frames(finding.examples, thumbnails))
-    pictures = f'<ul class="frames">{frames}</ul>' if frames else ""
+    frames = list(_frames(finding.examples, thumbnails))
+    pictures = f'<ul class="frames">{"".join(frames)}</ul>' if frames else ""
+    rows = [] if len(frames) == finding.count else [_example(example) for example in finding.examples]
     return f"""<article class="finding {finding.severity}">
 <p class="badge">{NAMES[finding.severity]}</p>
-<h3><b>{finding.count}</b> {_text(finding.title)}</h3>
-<p class="advice">{_text(finding.advice, 1000)}</p>
+<h3><b>{finding.count}</b> {_text(finding.headline)}</h3>
+<p class="advice">{_sentence(finding.advice)}</p>
 {pictures}
-{_list("Which", [_example(example) for example in finding.examples], is_open=not frames)}
+{_list("All of them", rows, is_open=not frames)}
 {_list("Commands that mend it", [f"<code>{_text(fix, 1000)}</code>" for fix in dict.fromkeys(finding.fixes)])}
 </article>
 """
@@ -120,7 +128,7 @@ def _frames(examples: Iterable[Example], thumbnails: "_Thumbnails") -> Iterator[
         pictures = "".join(thumbnails.of(image) for image in example.images[:_IN_A_FRAME])
         if pictures:
             shown += 1
-            caption = f"{_text(example.name, 80)}<br><span>{_text(example.detail, 120)}</span>"
+            caption = f"{_text(example.name)}<br><span>{_text(example.detail)}</span>"
             yield f"<li><figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure></li>"
 
 

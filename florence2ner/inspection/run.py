@@ -41,7 +41,7 @@ def run_findings(folder: Folder, found: Usable, ratio: float) -> list[Finding]:
             Finding(
                 "nothing-to-train-on",
                 "breaks",
-                f"dataset has nothing to train on{drawn}",
+                f"[dataset has|datasets have] nothing to train on{drawn}",
                 f"{extension}, with text in it" if not drawn else "add images",
                 (Example(folder.root.as_posix(), f"{len(folder.items)} images"),),
             )
@@ -51,7 +51,7 @@ def run_findings(folder: Folder, found: Usable, ratio: float) -> list[Finding]:
             Finding(
                 "nothing-to-evaluate-on",
                 "breaks",
-                "eval/ folder has no image with a caption that can be read",
+                "[eval/ folder has|eval/ folders have] no image with a caption that can be read",
                 "fill it, take it away, or train with --eval-steps none",
                 (Example("eval"),),
             )

@@ -52,7 +52,7 @@ def similar_groups(looks: Sequence[Look], distance: int) -> list[list[int]]:
 def _buckets(hashes: Ints, distance: int) -> list[Ints]:
     """The positions of hashes that agree in a band, for each of `distance` + 1 bands."""
     edges = np.linspace(0, _BITS, distance + 2).astype(int)
-    found = []
+    found: list[Ints] = []
     for low, high in pairwise(edges):
         band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(band, kind="stable")

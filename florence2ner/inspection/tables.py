@@ -46,7 +46,7 @@ def verdict(found: Inspection) -> str:
 
 
 def _what(finding: Finding) -> Text:
-    text = Text(f"{finding.count} {finding.title}")
+    text = Text(f"{finding.count} {finding.headline}")
     for example in finding.examples[:_SHOWN]:
         text.append(f"\n  {plain(f'{example.name}  {example.detail}'.strip(), _WIDTH)}", style="dim")
     if finding.count > _SHOWN and len(finding.examples) > _SHOWN:

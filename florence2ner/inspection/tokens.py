@@ -47,7 +47,7 @@ def measure(items: Sequence[Item], model_name: str) -> Measured:
         Finding(
             "too-long",
             "breaks" if too_long and len(too_long) == len(items) else "hurts",
-            f"captions are longer than the {limit} tokens that the model can write",
+            f"[caption is|captions are] longer than the {limit} tokens that the model can write",
             "training leaves them out: shorten them",
             tuple(Example(item.image.key, f"{length} tokens", (item.image,)) for item, length in too_long),
         ),
@@ -76,14 +76,14 @@ def _characters(items: Sequence[Item], tokenizer: Any) -> list[Finding]:
         Finding(
             "unknown-character",
             "hurts",
-            "characters are unknown to the tokenizer",
+            "[character is|characters are] unknown to the tokenizer",
             "the model can't write them: replace them",
             tuple(_character(char, using[char]) for char in unknown),
         ),
         Finding(
             "spelled-character",
             "note",
-            "characters take the tokenizer several tokens, byte by byte",
+            "[character takes|characters take] the tokenizer several tokens, byte by byte",
             "the model can write them, but learns them slowly: are typographic signs and emoji meant?",
             tuple(_character(char, using[char], len(ids[char])) for char in spelled),
         ),
