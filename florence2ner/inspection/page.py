@@ -86,7 +86,9 @@ def _text(text: str, limit: int = _LONGEST) -> str:
 
 def _sentence(text: str) -> str:
     """Text of our own as a sentence, with what stands between backticks as code."""
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", f"{escape(text[0].upper() + text[1:])}.")
+    return re.sub(
+        r"`(.+?)`", r"<code>\1</code>", escape(text[0].upper() + text[1:] + ("" if text[-1] in ".?" else "."))
+    )
 
 
 def _finding(finding: Finding, thumbnails: "_Thumbnails") -> str:

@@ -1,7 +1,7 @@
 """Finds groups of similar pictures by their perceptual hashes, without comparing each with each."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -36,26 +36,32 @@ def similar_groups(looks: Sequence[Look], distance: int) -> list[list[int]]:
             leaders[node] = node = leaders[leaders[node]]
         return node
 
-    for bucket in _buckets(hashes, distance):
-        for position, node in enumerate(bucket[:-1]):
-            others = bucket[position + 1 :]
-            others = others[np.bitwise_count(hashes[others] ^ hashes[node]) <= distance]
-            difference = np.abs(coarse[others].astype(np.int16) - coarse[node]).max(axis=1, initial=0)
-            for other in others[difference <= _MOST_DIFFERENCE]:
-                leaders[leader(int(other))] = leader(int(node))
+    for first, second in _near_pairs(hashes, distance):
+        difference = np.abs(coarse[first].astype(np.int16) - coarse[second]).max(axis=1, initial=0)
+        close = difference <= _MOST_DIFFERENCE
+        for node, other in zip(first[close].tolist(), second[close].tolist(), strict=True):
+            leaders[leader(other)] = leader(node)
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for node, indices in enumerate(members):
         groups[leader(node)] += indices
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
-def _buckets(hashes: Ints, distance: int) -> list[Ints]:
-    """The positions of hashes that agree in a band, for each of `distance` + 1 bands."""
-    edges = np.linspace(0, _BITS, distance + 2).astype(int)
-    found: list[Ints] = []
+def _near_pairs(hashes: Ints, distance: int) -> Iterator[tuple[Ints, Ints]]:
+    """Positions of hashes that agree in one of `distance` + 1 bands and differ in at most `distance` bits.
+
+    Sorted by a band, hashes that agree in it follow each other: each is compared with the next, then with the next but
+    one, and so on, all at the same time.
+    """
+    edges = np.linspace(0, _BITS, distance + 2).astype(int).tolist()
     for low, high in pairwise(edges):
-        band = (hashes >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
+        band = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(band, kind="stable")
-        starts = np.flatnonzero(np.diff(band[order])) + 1
-        found += [bucket for bucket in np.split(order, starts) if len(bucket) > 1]
-    return found
+        ends = np.searchsorted(band[order], band[order], side="right")
+        here = np.arange(len(hashes))
+        step = 1
+        while len(here := here[here + step < ends[here]]):
+            first, second = order[here], order[here + step]
+            near = np.bitwise_count(hashes[first] ^ hashes[second]) <= distance
+            yield first[near], second[near]
+            step += 1

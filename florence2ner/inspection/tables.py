@@ -42,7 +42,9 @@ def verdict(found: Inspection) -> str:
     if found.breaks:
         return "training would refuse this dataset"
     hurts = sum(finding.severity == "hurts" for finding in found.findings)
-    return f"training would start; {hurts} kinds of fault hurt it" if hurts else "training would start"
+    if not hurts:
+        return "training would start"
+    return f"training would start; {hurts} {'kind of fault hurts' if hurts == 1 else 'kinds of fault hurt'} it"
 
 
 def _what(finding: Finding) -> Text:
