@@ -40,9 +40,10 @@ def test_single_colours_are_not_similar_to_each_other(tmp_path: Path) -> None:
 
 def test_shapes_that_differ_are_not_similar(shapes: Path) -> None:
     """The demo's pictures differ in a few pixels of 64 x 64 only."""
-    for example in findings(shapes).get("similar", ()) and findings(shapes)["similar"].examples:
+    found = [example for finding in inspected(shapes).findings for example in finding.examples]
+    for example in found:
         captions = {image.path.with_suffix(".txt").read_text() for image in example.images}
-        assert len(captions) == 1, captions
+        assert len(captions) <= 1, captions
 
 
 def test_the_distance_is_a_setting(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from florence2ner.inspection.page import build_page
+from florence2ner.inspection import page
 from tests.inspection.support import SIZE, inspected, make_clean, picture
 
 CHROMIUM = shutil.which("chromium")
@@ -17,7 +17,7 @@ SCRIPT = "<script>alert(1)</script>"
 
 
 def page_of(root: Path, **settings: object) -> str:
-    return build_page(inspected(root, **settings), max_pixels=10_000_000)
+    return page.build_page(inspected(root, **settings), max_pixels=10_000_000)
 
 
 @pytest.fixture
@@ -48,57 +48,59 @@ class _Tags(HTMLParser):
 
 
 def test_nothing_of_the_dataset_becomes_markup_and_nothing_is_requested(hostile: Path) -> None:
-    page = page_of(hostile, trigger_word="<i>")
+    text = page_of(hostile, trigger_word="<i>")
     tags = _Tags()
-    tags.feed(page)
+    tags.feed(text)
     assert not tags.names & {"script", "svg", "iframe", "link", "b2", "i", "object", "a", "form"}
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
     sources = [value for name, value in tags.attributes if name in ("src", "href")]
     assert sources
     assert all(value is not None and value.startswith("data:image/jpeg;base64,") for value in sources)
-    assert "http" not in re.sub(r"data:[^\"]+", "", page).replace("http-equiv", "")
-    assert "default-src 'none'" in page
-    assert "url(" not in page
+    assert "http" not in re.sub(r"data:[^\"]+", "", text).replace("http-equiv", "")
+    assert "default-src 'none'" in text
+    assert "url(" not in text
     assert "&lt;script&gt;" in page_of(hostile, trigger_word="ohwx")
 
 
 def test_both_colour_schemes_and_phones_are_thought_of(hostile: Path) -> None:
-    page = page_of(hostile)
-    assert "prefers-color-scheme: dark" in page
-    assert 'name="viewport"' in page
+    text = page_of(hostile)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
 
 
-def test_a_page_of_many_large_pictures_stays_small(tmp_path: Path) -> None:
+def test_a_page_of_many_large_pictures_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_clean(tmp_path)
-    for number in range(300):
-        Image.effect_noise((900, 900), 200).save(tmp_path / f"noise{number:03d}.jpg", quality=30)
-        (tmp_path / f"noise{number:03d}.txt").write_text("")
-    page = page_of(tmp_path)
-    assert len(page.encode()) < 5_000_000
-    assert page.count("<img ") <= 40
-    assert "and 240 more, which --json lists" in page
+    for number in range(70):
+        Image.effect_noise((300, 300), 200).save(tmp_path / f"noise{number:03d}.jpg", quality=30)
+        (tmp_path / f"noise{number:03d}.txt").touch()
+    text = page_of(tmp_path)
+    assert text.count("<img ") == 8
+    assert len(text.encode()) < 1_000_000
+    assert "and 10 more, which --json lists" in text
+    monkeypatch.setattr(page, "_BUDGET", 100_000)
+    assert 0 < page_of(tmp_path).count("<img ") < 8
 
 
 def test_a_clean_folder_has_a_page_that_says_so(tmp_path: Path) -> None:
-    page = page_of(make_clean(tmp_path))
-    assert "Nothing was found that is wrong" in page
-    assert "<img" not in page
+    text = page_of(make_clean(tmp_path))
+    assert "Nothing was found that is wrong" in text
+    assert "<img" not in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_shows_the_page_and_runs_nothing_of_the_dataset(hostile: Path, tmp_path: Path) -> None:
-    page, shot = tmp_path / "page.html", tmp_path / "page.png"
-    page.write_text(page_of(hostile, trigger_word="ohwx"), encoding="utf-8")
+    file, shot = tmp_path / "page.html", tmp_path / "page.png"
+    file.write_text(page_of(hostile, trigger_word="ohwx"), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
     flags += "--disable-component-update --disable-sync --hide-scrollbars --window-size=500,900"
     browser = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*browser, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     tags = _Tags()
     tags.feed(done.stdout)
     assert not tags.names & {"script", "svg"}
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
     assert done.stdout.count("<article") >= 6
-    subprocess.run([*browser, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*browser, f"--screenshot={shot}", file.as_uri()], capture_output=True, timeout=120, check=True)
     with Image.open(shot) as image:
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 50  # text, badges and pictures, no blank sheet
