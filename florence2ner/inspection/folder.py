@@ -34,7 +34,7 @@ class Item:
     caption: str = ""  # "" for none, an empty one and one that can't be read
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Folder:
     """A dataset folder as it was found. Paths are in sorted order."""
 
@@ -57,7 +57,7 @@ def read_folder(root: Path, extension: str) -> Folder:
     Raises UserError for the extension of images.
     """
     check_caption_extension(extension)
-    found = Folder(root, extension, has_eval=(root / EVAL_FOLDER).is_dir())
+    found = Folder(root=root, extension=extension, has_eval=(root / EVAL_FOLDER).is_dir())
     files = list_files(root, {extension.lower()}, found.left_out)
     captions = {path.with_name(path.name[: -len(extension)]): path for path in files}
     images = list_files(root, ALL_EXTENSIONS, found.left_out)

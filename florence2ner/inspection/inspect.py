@@ -73,7 +73,7 @@ def look(config: InspectConfig, display: Display) -> Inspection:
         figures["longest caption"] = f"{measured.longest} tokens; the model can write {measured.limit}"
     figures |= run_figures(config, counted, encoding)
     return Inspection(
-        plain(as_utf8(config.dataset_path)),
+        plain(as_utf8(config.dataset_path.resolve())),
         in_order(findings),
         figures,
         (*histograms, *image_histograms(looks)),

@@ -237,5 +237,5 @@ def test_the_processor_alone_is_that_of_the_model_and_needs_no_weights(
     text = "a small red star </s> <loc_5>"
     assert alone.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="tokenizer|not a whole Florence-2"):
+    with pytest.raises(UserError, match=r"tokenizer|not a whole Florence-2"):
         load_processor(folder)
