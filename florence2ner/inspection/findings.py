@@ -58,12 +58,21 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """What there is to say about a dataset: in words, and as numbers for programs, whose names give the unit."""
+
+    name: str
+    words: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The result of an inspection."""
 
     root: str
     findings: tuple[Finding, ...]  # the gravest first
-    figures: dict[str, str]  # what there is, in words, by its name
+    figures: tuple[Figure, ...]  # what there is
     histograms: tuple[Histogram, ...] = ()
     unchecked: tuple[str, ...] = field(default=())  # lines about what was not looked at, and how to have it
 

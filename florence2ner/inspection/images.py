@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
-from florence2ner.inspection.findings import Example, Finding, Histogram, bins_of
+from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
 from florence2ner.inspection.folder import Folder, Item, set_aside
 from florence2ner.inspection.look import Look
 from florence2ner.inspection.similar import similar_groups
@@ -14,6 +14,7 @@ Looks = Mapping[Item, Look]
 
 _TINY = 64  # pixels: a shorter side below this has hardly anything to describe, blown up to 768
 _EXTREME = 4.0  # a longer side of more than this many times the shorter one
+_SQUASHED = 1.5  # an aspect ratio beyond this is counted
 _ASPECTS = (1.1, 1.25, 1.5, 2.0, 3.0, _EXTREME)
 _SIDES = (64, 256, 512, 768, 1024, 2048)  # pixels
 
@@ -46,22 +47,34 @@ def image_findings(folder: Folder, looks: Looks, similarity: int) -> list[Findin
     ]
 
 
-def image_figures(looks: Looks) -> dict[str, str]:
-    """Sizes and what becomes of them, in words, by name."""
+def image_figures(looks: Looks) -> list[Figure]:
+    """Sizes of the images that can be read, and what becomes of them."""
     readable = [look for look in looks.values() if not look.failure]
     if not readable:
-        return {}
+        return []
     widths, heights = zip(*(look.size for look in readable), strict=True)
     aspects = [_aspect(look.size) for look in readable]
-    squashed = sum(aspect > 1.5 for aspect in aspects)
+    squashed = sum(aspect > _SQUASHED for aspect in aspects)
     turned = sum(look.turned for look in readable)
-    return {
-        "width": f"{min(widths)} / {median(widths):g} / {max(widths)} pixels (least / median / most)",
-        "height": f"{min(heights)} / {median(heights):g} / {max(heights)} pixels",
-        "squash to a square": f"{median(aspects):.2f} times in the median, {max(aspects):.2f} at most; "
-        f"{squashed} of {len(readable)} images by more than 1.5 times",
-        "turned by EXIF": f"{turned} images, which training turns upright",
-    }
+    return [
+        _spread("width", widths),
+        _spread("height", heights),
+        Figure(
+            "squash to a square",
+            f"{median(aspects):.2f} times in the median, {max(aspects):.2f} at most; "
+            f"{squashed} of {len(readable)} images by more than {_SQUASHED} times",
+            {"aspect_median": median(aspects), "aspect_max": max(aspects), "squashed_images": squashed},
+        ),
+        Figure("turned by EXIF", f"{turned} images, which training turns upright", {"turned_images": turned}),
+    ]
+
+
+def _spread(name: str, values: Sequence[int]) -> Figure:
+    numbers = {"min": min(values), "median": median(values), "max": max(values)}
+    words = " / ".join(f"{number:g}" for number in numbers.values())
+    return Figure(
+        name, f"{words} pixels (least / median / most)", {f"{name}_{key}_pixels": n for key, n in numbers.items()}
+    )
 
 
 def image_histograms(looks: Looks) -> tuple[Histogram, ...]:

@@ -9,7 +9,7 @@ from florence2ner.config.commands import InspectConfig
 from florence2ner.display import Display
 from florence2ner.files import as_utf8, check_writable, write_text
 from florence2ner.inspection.captions import caption_findings, caption_histogram
-from florence2ner.inspection.findings import Finding, Histogram, Inspection, in_order, plain
+from florence2ner.inspection.findings import Figure, Finding, Histogram, Inspection, in_order, plain
 from florence2ner.inspection.folder import Folder, folder_findings, read_folder
 from florence2ner.inspection.images import Looks, image_figures, image_findings, image_histograms
 from florence2ner.inspection.look import look_at_all
@@ -61,7 +61,9 @@ def look(config: InspectConfig, display: Display) -> Inspection:
         *caption_findings(folder, config.task_prompt, config.trigger_word, config.common_opening),
         *image_findings(folder, looks, config.similarity),
     ]
-    figures = {"images": f"{len(folder.items)}, {len(captioned)} with a caption"} | image_figures(looks)
+    numbers: dict[str, float] = {"images": len(folder.items), "captioned_images": len(captioned)}
+    figures = [Figure("images", f"{len(folder.items)}, {len(captioned)} with a caption", numbers)]
+    figures += image_figures(looks)
     histograms: tuple[Histogram, ...] = caption_histogram(captioned)
     unchecked, encoding = "token lengths and unknown characters are not checked: name a model with --model-name", None
     if config.model_name:
@@ -70,12 +72,12 @@ def look(config: InspectConfig, display: Display) -> Inspection:
         measured = measure(captioned, config.model_name)
         findings += measured.findings
         histograms, encoding, unchecked = measured.histograms, measured.image_bytes, ""
-        figures["longest caption"] = f"{measured.longest} tokens; the model can write {measured.limit}"
-    figures |= run_figures(config, counted, encoding)
+        figures.append(measured.figure)
+    figures += run_figures(config, counted, encoding)
     return Inspection(
         plain(as_utf8(config.dataset_path.resolve())),
         in_order(findings),
-        figures,
+        tuple(figures),
         (*histograms, *image_histograms(looks)),
         (unchecked,) if unchecked else (),
     )
@@ -98,7 +100,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "dataset_path": found.root,
         "breaks": found.breaks,
         "findings": [_as_json(finding) for finding in found.findings],
-        "figures": found.figures,
+        "figures": {name: number for figure in found.figures for name, number in figure.numbers.items()},
         "histograms": [asdict(histogram) for histogram in found.histograms],
         "unchecked": list(found.unchecked),
     }

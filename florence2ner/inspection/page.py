@@ -39,9 +39,10 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
         findings = '<p class="nothing">Nothing was found that is wrong with this dataset.</p>'
     histograms = "".join(map(_histogram, found.histograms))
     figures = "".join(
-        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in found.figures.items()
+        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>"
+        for key, value in ((figure.name, figure.words) for figure in found.figures)
     )
-    unchecked = "".join(f'<p class="unchecked">Not checked: {_text(line)}</p>' for line in found.unchecked)
+    unchecked = "".join(f'<p class="unchecked">{_sentence(line)}</p>' for line in found.unchecked)
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from florence2ner.config.commands import InspectConfig
 from florence2ner.data.order import ShuffledOrder
-from florence2ner.inspection.findings import Example, Finding
+from florence2ner.inspection.findings import Example, Figure, Finding
 from florence2ner.inspection.folder import Folder
 from florence2ner.inspection.images import Looks
 
@@ -59,17 +59,28 @@ def run_findings(folder: Folder, found: Usable, ratio: float) -> list[Finding]:
     return findings
 
 
-def run_figures(config: InspectConfig, found: Usable, encoding: int | None) -> dict[str, str]:
-    """Updates and disk, in words, by name. `encoding`: bytes per image in bfloat16; None: not known."""
-    figures = {"trained on": f"{found.train} images, {found.held_out} held out"}
+def run_figures(config: InspectConfig, found: Usable, encoding: int | None) -> list[Figure]:
+    """Updates and disk. `encoding`: bytes per image in bfloat16; None: not known."""
+    numbers: dict[str, float] = {"train_images": found.train, "eval_images": found.held_out}
+    figures = [Figure("trained on", f"{found.train} images, {found.held_out} held out", numbers)]
     if not found.train:
         return figures
     batch, accumulation = config.train_batch_size, config.gradient_accumulation_steps
     each = ShuffledOrder(range(found.train), batch, accumulation, 1, seed=0).updates_per_epoch
     updates = config.max_steps or config.epochs * each
-    figures["updates"] = f"{updates} of {batch * accumulation} images, {each} per epoch, in one process"
-    size = (encoding or BASE_ENCODING) * _BYTES[config.feature_cache_dtype] / _BYTES["bf16"]
-    total = size * (found.train + found.held_out) / 1e9
+    size = (encoding or BASE_ENCODING) * _BYTES[config.feature_cache_dtype] // _BYTES["bf16"]
+    total = size * (found.train + found.held_out)
     how = "" if encoding else " (an estimate for Florence-2-base: --model-name measures another)"
-    figures["feature cache"] = f"{total:.3g} GB on the disk, {size / 1e6:.2f} MB per image{how}"
-    return figures
+    return [
+        *figures,
+        Figure(
+            "updates",
+            f"{updates} of {batch * accumulation} images, {each} per epoch, in one process",
+            {"updates": updates, "updates_per_epoch": each},
+        ),
+        Figure(
+            "feature cache",
+            f"{total / 1e9:.3g} GB on the disk, {size / 1e6:.2f} MB per image{how}",
+            {"cache_bytes": total},
+        ),
+    ]

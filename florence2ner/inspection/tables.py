@@ -29,8 +29,8 @@ def print_inspection(found: Inspection, stream: TextIO) -> None:
     for histogram in found.histograms:
         console.print(_histogram(histogram))
     figures = Table(title="Figures", show_header=False)
-    for key, value in found.figures.items():
-        figures.add_row(key, Text(value))
+    for figure in found.figures:
+        figures.add_row(figure.name, Text(figure.words))
     console.print(figures)
     for line in found.unchecked:
         console.print(f"note: {line}", markup=False)

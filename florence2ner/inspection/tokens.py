@@ -11,7 +11,7 @@ import torch
 from florence2ner.data.captions import count_tokens
 from florence2ner.data.samples import Sample
 from florence2ner.engine.run_files import find_model
-from florence2ner.inspection.findings import Example, Finding, Histogram, bins_of
+from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
 from florence2ner.inspection.folder import Item
 from florence2ner.model.checkpoints.loading import load_processor
 from florence2ner.model.vision import bytes_of_encoding
@@ -26,8 +26,7 @@ class Measured:
 
     findings: tuple[Finding, ...]
     histograms: tuple[Histogram, ...]
-    longest: int  # tokens of the longest caption, <s> and </s> included
-    limit: int  # most tokens that the model can write
+    figure: Figure  # tokens of the longest caption, <s> and </s> included, and the most that the model can write
     image_bytes: int  # of the encoding of one image, in bfloat16
 
 
@@ -58,8 +57,14 @@ def measure(items: Sequence[Item], model_name: str) -> Measured:
     labels = [f"{low} to {high - 1}" for low, high in pairwise([0, *edges])]
     bins = bins_of(lengths, edges, [*labels, f"over {limit}"])
     image_bytes = bytes_of_encoding(config, processor.image_processor.image_seq_length, torch.bfloat16.itemsize)
+    longest = max(lengths, default=0)
+    figure = Figure(
+        "longest caption",
+        f"{longest} tokens; the model can write {limit}",
+        {"longest_caption_tokens": longest, "limit_tokens": limit},
+    )
     histogram = Histogram("Caption length", "tokens", bins, beyond=_BINS)
-    return Measured(findings, (histogram,) if lengths else (), max(lengths, default=0), limit, image_bytes)
+    return Measured(findings, (histogram,) if lengths else (), figure, image_bytes)
 
 
 def _characters(items: Sequence[Item], tokenizer: Any) -> list[Finding]:

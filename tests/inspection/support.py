@@ -64,3 +64,8 @@ def findings(root: Path, **settings: object) -> dict[str, Finding]:
 
 def names(finding: Finding) -> list[str]:
     return [example.name for example in finding.examples]
+
+
+def figures(root: Path, **settings: object) -> dict[str, str]:
+    """The figures in words, by name."""
+    return {figure.name: figure.words for figure in inspected(root, **settings).figures}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.inspection.support import findings, inspected, make_clean, picture, put
+from tests.inspection.support import figures, findings, inspected, make_clean, picture, put
 
 
 def test_the_figures_are_those_of_the_upright_pictures(tmp_path: Path) -> None:
@@ -13,11 +13,11 @@ def test_the_figures_are_those_of_the_upright_pictures(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     picture(90, (200, 100)).save(tmp_path / "0.png", exif=exif)
-    figures = inspected(tmp_path).figures
-    assert figures["width"] == "96 / 96 / 100 pixels (least / median / most)"
-    assert figures["height"] == "80 / 80 / 200 pixels"
-    assert figures["squash to a square"].startswith("1.20 times in the median, 2.00 at most; 1 of 12 images")
-    assert figures["turned by EXIF"].startswith("1 images")
+    found = figures(tmp_path)
+    assert found["width"] == "96 / 96 / 100 pixels (least / median / most)"
+    assert found["height"] == "80 / 80 / 200 pixels (least / median / most)"
+    assert found["squash to a square"].startswith("1.20 times in the median, 2.00 at most; 1 of 12 images")
+    assert found["turned by EXIF"].startswith("1 images")
 
 
 def test_a_copy_without_a_caption_is_the_one_to_set_aside(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_1_where_training_would_re
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert [finding["kind"] for finding in found["findings"]] == ["not-utf8"]
+    assert found["figures"]["captioned_images"] == 11
     assert "training would refuse this dataset" in done.stderr
     assert "\x1b" not in done.stderr
 

@@ -8,28 +8,26 @@ from florence2ner.data.split import discover_split
 from florence2ner.inspection.run import BASE_ENCODING
 from florence2ner.model.checkpoints.scratch import _SIZES
 from florence2ner.model.vision import bytes_of_encoding
-from tests.inspection.support import inspected, make_clean
+from tests.inspection.support import figures, make_clean
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_the_run_is_the_one_that_train_would_make(tmp_path: Path, split: bool) -> None:
     make_clean(tmp_path, split=split)
     expected, _ = discover_split(tmp_path, "<CAPTION>", eval_ratio=0.3, seed=42)
-    figures = inspected(
-        tmp_path, eval_split_ratio=0.3, train_batch_size=2, gradient_accumulation_steps=2, epochs=3
-    ).figures
-    assert figures["trained on"] == f"{len(expected.train)} images, {len(expected.eval)} held out"
+    found = figures(tmp_path, eval_split_ratio=0.3, train_batch_size=2, gradient_accumulation_steps=2, epochs=3)
+    assert found["trained on"] == f"{len(expected.train)} images, {len(expected.eval)} held out"
     each = -(-len(expected.train) // 4)
-    assert figures["updates"] == f"{3 * each} of 4 images, {each} per epoch, in one process"
-    assert inspected(tmp_path, max_steps=7).figures["updates"].startswith("7 of 256 images")
+    assert found["updates"] == f"{3 * each} of 4 images, {each} per epoch, in one process"
+    assert figures(tmp_path, max_steps=7)["updates"].startswith("7 of 256 images")
 
 
 def test_the_cache_is_measured_with_a_model_and_estimated_without(tmp_path: Path, tiny_model: Path) -> None:
     make_clean(tmp_path)
-    estimate = inspected(tmp_path).figures["feature cache"]
+    estimate = figures(tmp_path)["feature cache"]
     assert estimate.startswith("0.0142 GB on the disk, 1.18 MB per image (an estimate")
-    assert inspected(tmp_path, feature_cache_dtype="fp32").figures["feature cache"].startswith("0.0284 GB")
-    assert "estimate" not in inspected(tmp_path, model_name=str(tiny_model)).figures["feature cache"]
+    assert figures(tmp_path, feature_cache_dtype="fp32")["feature cache"].startswith("0.0284 GB")
+    assert "estimate" not in figures(tmp_path, model_name=str(tiny_model))["feature cache"]
 
 
 def test_the_estimate_is_that_of_base() -> None:

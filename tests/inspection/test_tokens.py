@@ -11,7 +11,7 @@ from florence2ner import UserError
 from florence2ner.inspection.folder import read_folder
 from florence2ner.inspection.tokens import measure
 from florence2ner.model.checkpoints.loading import load_model
-from tests.inspection.support import findings, inspected, make_clean, names
+from tests.inspection.support import figures, findings, inspected, make_clean, names
 
 
 def test_what_is_longer_than_the_model_writes_is_found(tmp_path: Path, tiny_model: Path) -> None:
@@ -26,7 +26,10 @@ def test_what_is_longer_than_the_model_writes_is_found(tmp_path: Path, tiny_mode
     length = len(processor.tokenizer(words.strip()).input_ids)
     assert found.examples[0].detail == f"{length} tokens"
     inspection = inspected(tmp_path, model_name=str(tiny_model))
-    assert inspection.figures["longest caption"] == f"{length} tokens; the model can write {limit}"
+    assert (
+        figures(tmp_path, model_name=str(tiny_model))["longest caption"]
+        == f"{length} tokens; the model can write {limit}"
+    )
     (histogram,) = (h for h in inspection.histograms if h.unit == "tokens")
     assert sum(number for _, number in histogram.bins) == 12
     assert histogram.bins[-1] == (f"over {limit}", 1)
@@ -71,6 +74,6 @@ def test_no_weights_are_needed_and_a_model_that_is_none_is_refused(tmp_path: Pat
     shutil.copytree(tiny_model, model)
     (model / "model.safetensors").unlink()
     items = read_folder(make_clean(tmp_path / "data"), ".txt").items
-    assert measure(items, str(model)).longest > 3
+    assert measure(items, str(model)).figure.numbers["longest_caption_tokens"] > 3
     with pytest.raises(UserError, match="can't find the model nowhere/at-all"):
         measure(items, "nowhere/at-all")
