@@ -8,21 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from florence2ner.captioning.caption import caption
-    from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+    from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
     from florence2ner.errors import UserError
     from florence2ner.evaluation.evaluate import evaluate
+    from florence2ner.inspection.inspect import inspect_dataset
     from florence2ner.model.checkpoints.loading import load_model
     from florence2ner.training.train import train
 
-__all__ = ["CaptionConfig", "EvalConfig", "TrainConfig", "UserError", "caption", "evaluate", "load_model", "train"]
+__all__ = [
+    "CaptionConfig",
+    "EvalConfig",
+    "InspectConfig",
+    "TrainConfig",
+    "UserError",
+    "caption",
+    "evaluate",
+    "inspect_dataset",
+    "load_model",
+    "train",
+]
 
 _HOMES = {
     "CaptionConfig": "config.commands",
     "EvalConfig": "config.commands",
+    "InspectConfig": "config.commands",
     "TrainConfig": "config.commands",
     "UserError": "errors",
     "caption": "captioning.caption",
     "evaluate": "evaluation.evaluate",
+    "inspect_dataset": "inspection.inspect",
     "load_model": "model.checkpoints.loading",
     "train": "training.train",
 }

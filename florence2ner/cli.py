@@ -1,7 +1,7 @@
 """The command line. The only file that uses Typer; it imports no torch, so that `--help` answers at once.
 
-The flags of train, eval and caption are made from the fields of their config models: name, type, default, help text
-and panel.
+The flags of train, eval, caption and inspect are made from the fields of their config models: name, type, default,
+help text and panel.
 """
 
 import inspect
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
-from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
 from florence2ner.display import Display, hide_lines_of_deepspeed
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
@@ -52,8 +52,9 @@ _NONE = object()  # what `--flag none` parses to; None means that the flag was n
 def main() -> None:
     """Entry point: run the command of `sys.argv` and exit.
 
-    Exit codes: 0 done, 2 a mistake that the user can mend (shown in one line), 3 some images could not be captioned,
-    130 interrupted by SIGINT, 141 the reader of standard output went away, 143 interrupted by SIGTERM.
+    Exit codes: 0 done, 1 `inspect` found what breaks training, 2 a mistake that the user can mend (shown in one line),
+    3 some images could not be captioned, 130 interrupted by SIGINT, 141 the reader of standard output went away, 143
+    interrupted by SIGTERM.
     """
     hide_lines_of_deepspeed()
     try:
@@ -141,12 +142,14 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
         type_ = list[str]
     if type_ is bool:
         common |= {"metavar": ""}  # the flag and its --no- say it
+    flag = config.flag_of(name)
+    declared = [] if flag == f"--{name.replace('_', '-')}" else [flag]
     if config.is_positional(name):
         argument = typer.Argument(show_default=False, **common | {"metavar": name.upper()})
         return _keyword(name, Annotated[type_ | None, argument])
     if optional and type_ in (int, float):
         common |= {"parser": _number_or_none, "metavar": f"<{type_.__name__}|none>"}
-    option = typer.Option(show_default=_shown(field.default), **common)
+    option = typer.Option(*declared, show_default=_shown(field.default), **common)
     return _keyword(name, Annotated[type_ | None, option])
 
 
@@ -195,6 +198,14 @@ def _caption(config: CaptionConfig) -> int:
     from florence2ner.captioning.caption import caption
 
     return 3 if caption(config).failed else 0
+
+
+@_command(InspectConfig, name="inspect")
+def _inspect(config: InspectConfig) -> int:
+    """Look at a dataset before it is trained on: what breaks, what hurts, what is doubled or odd."""
+    from florence2ner.inspection.inspect import inspect_dataset
+
+    return 1 if inspect_dataset(config).breaks else 0
 
 
 @app.command("init-model")

@@ -7,10 +7,10 @@ import ast
 from pathlib import Path
 
 from florence2ner.config.base import Config
-from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence2ner"
-COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "caption": CaptionConfig}
+COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "caption": CaptionConfig, "inspect": InspectConfig}
 
 
 def settings_tables() -> str:

@@ -16,12 +16,14 @@ from florence2ner.errors import UserError, did_you_mean
 SETTINGS_FILE = "config.yaml"  # in the folder of a training run
 
 
-def option(default: Any, help_: str, *, positional: bool = False, **constraints: Any) -> Any:
+def option(default: Any, help_: str, *, positional: bool = False, flag: str | None = None, **constraints: Any) -> Any:
     """The pydantic field of one setting: default (`...`: required), help text with the unit, limits such as `ge=1`.
 
-    `positional`: the command line takes it as an argument instead of a flag.
+    `positional`: the command line takes it as an argument instead of a flag. `flag`: its flag, where that is not the
+    field's name, as pydantic has methods of some names.
     """
-    return Field(default, description=help_, json_schema_extra={"positional": positional}, **constraints)
+    extra: dict[str, Any] = {"positional": positional, "flag": flag}
+    return Field(default, description=help_, json_schema_extra=extra, **constraints)
 
 
 class Config(BaseModel):
@@ -65,6 +67,13 @@ class Config(BaseModel):
         extra = cls.model_fields[name].json_schema_extra
         assert isinstance(extra, dict)
         return bool(extra["positional"])
+
+    @classmethod
+    def flag_of(cls, name: str) -> str:
+        """The flag of the field `name` on the command line, such as --epochs."""
+        extra = cls.model_fields[name].json_schema_extra
+        assert isinstance(extra, dict)
+        return str(extra["flag"] or f"--{name.replace('_', '-')}")
 
     def to_yaml(self) -> str:
         """The settings as a YAML file that `--config` reads back to an equal object."""
@@ -122,7 +131,7 @@ def _describe(cls: type[Config], problem: Any) -> str:
     """One of pydantic's errors as a clause that names the key, what is wrong and what was given."""
     name = ".".join(str(part) for part in problem["loc"][:1])
     if problem["type"] == "missing":
-        flag = name.upper() if cls.is_positional(name) else f"--{name.replace('_', '-')}"
+        flag = name.upper() if cls.is_positional(name) else cls.flag_of(name)
         return f"{name} is missing: give {flag} or set it in the config file"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = problem["input"]

@@ -1,4 +1,4 @@
-"""The settings of train, eval and caption: which groups of options each has, and checks across groups.
+"""The settings of train, eval, caption and inspect: which groups of options each has, and checks across groups.
 
 Flags (`cli.py`), YAML keys and the guide's tables are all made from these models.
 """
@@ -10,6 +10,7 @@ from pydantic import model_validator
 
 from florence2ner.config.caption_options import ImageOptions, OutputOptions, TextOptions
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
+from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
 from florence2ner.config.options import BatchOptions, GenerationOptions, MachineOptions, ModelOptions, SamplingOptions
 from florence2ner.config.train_options import (
     CheckpointOptions,
@@ -78,3 +79,7 @@ class CaptionConfig(
     ImageOptions,
 ):
     """Settings of `florence2ner caption`."""
+
+
+class InspectConfig(PlannedRunOptions, FindingsOptions, InspectedOptions):
+    """Settings of `florence2ner inspect`."""

@@ -49,12 +49,19 @@ CaptionExtension = Annotated[str, Field(pattern=EXTENSION_PATTERN)]
 CaptionLines = Literal["whole", "first", "each", "random"]
 
 
-class ReadingOptions(Config):
-    """How a dataset is read: its layout, where its captions are, and which task they answer."""
+class TaskOptions(Config):
+    """Which task the captions of a dataset answer."""
 
     panel: ClassVar[str] = "Data"
 
     task_prompt: str = option("<CAPTION>", "Florence-2 task token that asks for the caption.")
+
+
+class ReadingOptions(TaskOptions):
+    """How a dataset is read: its layout, and where its captions are."""
+
+    panel: ClassVar[str] = "Data"
+
     caption_extension: tuple[CaptionExtension, ...] = option(
         (".txt",), "Extension of the caption files, such as kohya's .caption; repeat the flag for several captions."
     )

@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from florence2ner.data.samples import Sample
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
-from florence2ner.model.checkpoints.processing import TASK_TOKENS
-from florence2ner.model.tasks import TASKS, find_task
+from florence2ner.model.tasks import TASK_TOKENS, TASKS, find_task
 
 
 def count_tokens(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:

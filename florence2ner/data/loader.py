@@ -13,8 +13,9 @@ from transformers import Florence2Processor
 
 from florence2ner.config.options import MAX_PIXELS
 from florence2ner.data.batch import Collator, Example, FeatureSource, Window
-from florence2ner.data.images import ImageError, load_pixels
+from florence2ner.data.images import load_pixels
 from florence2ner.data.order import DataOrder, Draw
+from florence2ner.data.pictures import ImageError
 from florence2ner.data.samples import Sample
 from florence2ner.engine import launcher
 from florence2ner.model.inputs import Features

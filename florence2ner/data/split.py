@@ -1,6 +1,7 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def discover_split(root: Path, options: ReadingOptions, *, rule: SplitRule | Non
     return hold_out(found, rule)
 
 
+def number_held_out(keys: Collection[str], ratio: float, seed: int) -> int:
+    """How many of the images with these keys are held out as a share of about `ratio`: one at least."""
+    return max(1, sum(_place(key, seed) < ratio for key in keys))
+
+
+def _place(key: str, seed: int) -> float:
+    """Where an image stands between 0 and 1: held out are those below the share."""
+    return chance(seed, "held out", key)
+
+
 def hold_out(found: Discovery, rule: SplitRule) -> tuple[Split, Discovery]:
     """Divide what was found by the rule. Raises UserError where that leaves nothing on a side.
 
@@ -102,9 +113,8 @@ def hold_out(found: Discovery, rule: SplitRule) -> tuple[Split, Discovery]:
         held_out = rule.lists.eval.intersection(keys)
         unlisted = held_out.union(rule.lists.train).symmetric_difference(keys).intersection(keys)
     else:
-        places = {key: chance(rule.seed, "held out", key) for key in keys}
-        share = max(1, sum(place < rule.ratio for place in places.values()))
-        held_out = frozenset(sorted(keys, key=places.__getitem__)[: share if rule.count is None else rule.count])
+        count = number_held_out(keys, rule.ratio, rule.seed) if rule.count is None else rule.count
+        held_out = frozenset(sorted(keys, key=lambda key: _place(key, rule.seed))[:count])
         unlisted = frozenset()
     chosen = tuple(sample for sample in found.samples if sample.image.key in held_out)
     kept = tuple(sample for sample in found.samples if sample.image.key not in held_out | unlisted)

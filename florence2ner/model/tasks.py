@@ -17,6 +17,17 @@ _REGION = re.compile(r"(?:<loc_[0-9]{1,3}>){4}")
 _SIGN = re.compile(r"</?s>|<(?:pad|unk|mask|image)>")
 _LONGEST_NAME = 40
 
+# In the order in which the original processor adds them; their ids are 50265 to 51288 in Microsoft's checkpoints.
+# The misspelt `desciption` is the original's.
+TASK_TOKENS = (
+    *("<od>", "</od>", "<ocr>", "</ocr>"),
+    *(f"<loc_{bin_}>" for bin_ in range(1000)),
+    *("<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>", "<seg>", "</seg>"),
+    *("<sep>", "<region_cap>", "</region_cap>", "<region_to_desciption>", "</region_to_desciption>"),
+    *("<proposal>", "</proposal>", "<poly>", "</poly>", "<and>"),
+)
+_TASK_TOKEN = re.compile("|".join(map(re.escape, TASK_TOKENS)))
+
 
 @dataclass(frozen=True)
 class Task:
@@ -96,6 +107,16 @@ def doubt_about(prompt: str) -> str | None:
     if token in TASKS:
         return None
     return f"the task prompt {token} is not one of Florence-2's own tasks.{did_you_mean(token.upper(), TASKS)}"
+
+
+def find_signs(text: str, task: Task) -> list[str]:
+    """The tokens in a caption for `task` that every Florence-2 takes for signs to itself, not for text.
+
+    Those of places, such as <loc_1>, belong into answers about places. Whether a task that is not Florence-2's own asks
+    for places is not known: there they are not looked for.
+    """
+    found = _SIGN.findall(text)
+    return found if task.is_structured or task.token not in TASKS else found + _TASK_TOKEN.findall(text)
 
 
 def _check_signs(what: str, text: str) -> None:

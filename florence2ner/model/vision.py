@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Florence2ForConditionalGeneration
+from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, PartlyEncoded, Pixels
 
@@ -99,9 +99,7 @@ class VisionEncoder(nn.Module):
 
     def encoded_bytes(self, dtype: torch.dtype) -> int:
         """An estimate of the bytes that the encoding of one image takes in `dtype`."""
-        config = self._model[0].config
-        width = max(config.vision_config.embed_dim[-1], config.text_config.d_model)
-        return int((self._image_processor.image_seq_length + 1) * width * dtype.itemsize)
+        return bytes_of_encoding(self._model[0].config, self._image_processor.image_seq_length, dtype.itemsize)
 
     def offload(self) -> None:
         """Move the vision tower to the CPU, to free the device's memory. Only for a frozen tower."""
@@ -116,6 +114,15 @@ class VisionEncoder(nn.Module):
             return False
         self._inner.vision_tower = self._offloaded.pop().to(self.image_mean.device)
         return True
+
+
+def bytes_of_encoding(config: Florence2Config, image_seq_length: int, itemsize: int) -> int:
+    """An estimate of the bytes that the encoding of one image takes, in values of `itemsize` bytes.
+
+    `image_seq_length` is the number of embeddings per image.
+    """
+    width = max(config.vision_config.embed_dim[-1], config.text_config.d_model)
+    return int((image_seq_length + 1) * width * itemsize)
 
 
 def _is_trained(module: nn.Module) -> bool:

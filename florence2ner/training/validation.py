@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from florence2ner.data.batch import FeatureSource
-from florence2ner.data.images import ImageError, load_image
+from florence2ner.data.pictures import ImageError, load_image
 from florence2ner.data.samples import Sample
 from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.sharding import gathered

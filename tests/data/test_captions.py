@@ -16,7 +16,7 @@ from florence2ner.data.captions import (
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.loading import load_model
-from florence2ner.model.checkpoints.processing import TASK_TOKENS
+from florence2ner.model.tasks import TASK_TOKENS
 
 
 @pytest.fixture(scope="module")

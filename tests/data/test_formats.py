@@ -13,8 +13,8 @@ from PIL import Image
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data import formats
 from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
-from florence2ner.data.images import ImageError, load_image
 from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.pictures import ImageError, load_image
 from florence2ner.data.samples import ImageRef
 from florence2ner.data.split import SplitRule, discover_split
 from florence2ner.data.split_file import Contents, read_split, split_to_json

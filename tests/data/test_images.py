@@ -15,13 +15,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from florence2ner.data import formats, images
+from florence2ner.data import formats, pictures
 from florence2ner.data.formats import discover_images
-from florence2ner.data.images import ImageError, load_image, load_pixels, read_size, to_pixels
+from florence2ner.data.images import load_pixels, to_pixels
+from florence2ner.data.pictures import ImageError, load_image, read_size
 from florence2ner.data.samples import ImageRef
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.vision import VisionEncoder
-from tests.data.support import COLOURS, PICTURE, put
+from tests.data.support import COLOURS, PICTURE
 
 Array = np.ndarray
 GREY = PICTURE[..., 0]
@@ -313,8 +314,8 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path, extension: str) -> None:
 
 
 def test_an_srgb_profile_costs_nothing() -> None:
-    assert images._to_srgb(rgb_profile("sRGB"), "RGB") is None
-    assert images._to_srgb(rgb_profile("Display P3"), "RGB") is not None
+    assert pictures._to_srgb(rgb_profile("sRGB"), "RGB") is None
+    assert pictures._to_srgb(rgb_profile("Display P3"), "RGB") is not None
 
 
 @pytest.mark.parametrize(
@@ -452,47 +453,6 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, name
         path.write_bytes(damaged.tobytes())
         with suppress(ImageError):
             assert load_image(ImageRef.at(path), max_pixels=10**6).mode == "RGB"
-
-
-def test_the_limit_of_pixels_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("L", (100, 80)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
-    for pillows in (5000, 100):  # Pillow would warn, and refuse
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert load_image(ImageRef.at(tmp_path / "a.png"), max_pixels=8000).size == (100, 80)
-        assert pillows == Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ImageError, match=r"^100 x 80 pixels, more than the limit of 7999$"):
-        load_image(ImageRef.at(tmp_path / "a.png"), max_pixels=7999)
-
-
-def test_orientation_and_transparency_are_applied(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (3, 2))
-    picture.putpixel((0, 0), (255, 0, 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: shown upright, the first row becomes the last column
-    picture.save(tmp_path / "turned.png", exif=exif)
-    upright = load_image(ImageRef.at(tmp_path / "turned.png"))
-    assert upright.size == (2, 3)
-    assert upright.getpixel((1, 0)) == (255, 0, 0)
-    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert load_image(ImageRef.at(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_bad_files_say_why(tmp_path: Path) -> None:
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
-    whole = put(tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[:-40])
-    for name, reason in [
-        ("empty.png", "empty file"),
-        ("text.jpg", "not an image"),
-        ("cut.jpg", "[Tt]runcated"),
-        ("none.png", "No such file"),
-    ]:
-        with pytest.raises(ImageError, match=reason):
-            load_image(ImageRef.at(tmp_path / name))
 
 
 def test_resize_of_a_photograph_is_the_processors(tiny_model: Path, tmp_path: Path) -> None:

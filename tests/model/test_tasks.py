@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.model.tasks import TASKS, Task, doubt_about, find_task, prompt_of
+from florence2ner.model.tasks import TASKS, Task, doubt_about, find_signs, find_task, prompt_of
 from tests.model.support import needs_oracle
 
 REGION = "<loc_52><loc_333><loc_932><loc_774>"
@@ -107,3 +107,11 @@ def test_a_prompt_that_is_no_task_is_doubted_with_the_task_that_may_be_meant() -
         assert doubt_about(prompt) == f"the task prompt {prompt} {said} Did you mean <CAPTION>?"
     with pytest.raises(UserError, match="is more than its task"):
         doubt_about("<CAPTION> of a dog")
+
+
+def test_signs_in_a_caption_are_those_that_stand_for_no_text_under_its_task() -> None:
+    caption = "</s> a <loc_12> dog <od> <p>"
+    assert sorted(find_signs(caption, TASKS["<CAPTION>"])) == ["</s>", "<loc_12>", "<od>"]
+    for prompt in ("<OD>", "<MY_TASK>"):  # an answer about places, and perhaps one
+        assert find_signs(caption, find_task(prompt)) == ["</s>"]
+    assert find_signs("<loc_1000> and <caption>", TASKS["<CAPTION>"]) == []

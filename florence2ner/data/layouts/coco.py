@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 
-from florence2ner.data.images import ImageError, read_size
 from florence2ner.data.layouts.boxes import TASK_PROMPT, Box, Notes, fit, quarter_turn
+from florence2ner.data.pictures import ImageError, read_size
 from florence2ner.data.samples import Discovery, ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.files import open_regular

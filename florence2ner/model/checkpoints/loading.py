@@ -11,19 +11,21 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
-from transformers import Florence2ForConditionalGeneration, Florence2Processor
+from transformers import Florence2Config, Florence2ForConditionalGeneration, Florence2Processor
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
-from florence2ner.model.checkpoints.files import one_line, read_state_dict, weight_files
-from florence2ner.model.checkpoints.native import load_native, save_native
-from florence2ner.model.checkpoints.original import is_original, load_original, save_original
+from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, weight_files
+from florence2ner.model.checkpoints.native import load_native, load_native_processor, save_native
+from florence2ner.model.checkpoints.original import is_original, load_original, load_original_processor, save_original
+from florence2ner.model.checkpoints.original_config import original_to_native_config
 
 Layout = Literal["native", "original"]
 Precision = Literal["keep", "fp32", "fp16", "bf16"]
 
 # What is downloaded from a hub repository: no Python files, and pickled weights only where there are no safetensors.
-_HUB_FILES = ("*.json", "merges.txt", "model*.safetensors")
+_HUB_SMALL_FILES = ("*.json", "merges.txt")
+_HUB_FILES = (*_HUB_SMALL_FILES, "model*.safetensors")
 _HUB_PICKLES = ("pytorch_model*.bin",)
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOLERANCE = 1e-4  # of a saved copy's logits, relative to the model's largest logit
@@ -63,6 +65,23 @@ def load_model(
     load = load_original if is_original(directory) else load_native
     model, processor = load(directory, dtype=dtype, attn_implementation=attn_implementation)
     return model.to(device or "cpu").eval(), processor
+
+
+@quiet_transformers()
+def load_processor(name_or_path: str | Path) -> tuple[Florence2Processor, Florence2Config]:
+    """Load what reads text and images, and the architecture, of a model in either layout: no weights are read.
+
+    `name_or_path` is as in `load_model`; of a hub id only the small files are downloaded. Raises UserError likewise.
+    """
+    directory = _locate(str(name_or_path), weights=False)
+    if is_original(directory):
+        config = original_to_native_config(read_json(directory / "config.json"), directory)
+        return load_original_processor(directory, config), config
+    try:
+        config = Florence2Config.from_pretrained(directory)
+    except Exception as error:  # damaged files can raise anything
+        raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
+    return load_native_processor(directory), config
 
 
 def save_model(
@@ -109,13 +128,16 @@ def convert(source: str, destination: Path, *, layout: Layout, dtype: Precision 
     unfinished.rename(destination)
 
 
-def _locate(name: str) -> Path:
-    """The local directory of a model: `name` itself, or the downloaded snapshot of the hub repository of that name."""
+def _locate(name: str, *, weights: bool = True) -> Path:
+    """The local directory of a model: `name` itself, or the downloaded snapshot of the hub repository of that name.
+
+    Without `weights`, a snapshot need not have any.
+    """
     if Path(name).is_dir():
         return Path(name)
     try:
-        directory = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-        if not weight_files(directory):
+        directory = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES if weights else _HUB_SMALL_FILES)))
+        if weights and not weight_files(directory):
             snapshot_download(name, allow_patterns=list(_HUB_PICKLES))
     except (OSError, HFValidationError) as error:  # no such repository, no network, not a valid id
         raise UserError(
@@ -139,7 +161,9 @@ def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
     uncompiled, as they would be compiled again for this image's size.
     """
     reloaded, processor = load_model(directory, dtype=model.dtype)
-    reloaded.model.vision_tower.to(memory_format=torch.channels_last)  # as `build_captioner` does; it affects rounding
+    # In the memory format of the model, which affects rounding, and in half precision by far more than the tolerance.
+    if next(model.model.vision_tower.parameters()).is_contiguous(memory_format=torch.channels_last):
+        reloaded.model.vision_tower.to(memory_format=torch.channels_last)
     kernels = {part: getattr(model.config, part)._attn_implementation for part in ("vision_config", "text_config")}
     modes = {module: module.training for module in model.modules()}
     try:

@@ -23,16 +23,25 @@ def load_native(
         model, report = Florence2ForConditionalGeneration.from_pretrained(
             directory, dtype=dtype or torch.float32, attn_implementation=attn_implementation, output_loading_info=True
         )
-        processor = AutoProcessor.from_pretrained(directory, backend="pil")
     except Exception as error:  # damaged files can raise anything
         raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
+    processor = load_native_processor(directory)
     problems = {kind: sorted(map(str, report[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(problems.values()):  # transformers initialises missing weights at random and only warns
         text = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys[:4])}" for kind, keys in problems.items() if keys)
         raise UserError(f"the weights in {directory} do not fit its config.json: {text}")
+    return model, processor
+
+
+def load_native_processor(directory: Path) -> Florence2Processor:
+    """Load the processor of a directory in the native layout. Raises UserError for none, and for another's."""
+    try:
+        processor = AutoProcessor.from_pretrained(directory, backend="pil")
+    except Exception as error:  # damaged files can raise anything
+        raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
     if not isinstance(processor, Florence2Processor):
         raise UserError(f"{directory} holds the processor of another model: copy it from the model's source")
-    return model, processor
+    return processor
 
 
 def save_native(

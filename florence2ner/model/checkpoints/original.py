@@ -26,6 +26,7 @@ from florence2ner.model.checkpoints.original_config import (
     original_to_native_config,
 )
 from florence2ner.model.checkpoints.processing import IMAGE_TOKEN
+from florence2ner.model.tasks import TASK_TOKENS
 
 _MASK_TOKEN = "<mask>"
 _IMAGE_PROJECTION = "image_projection"
@@ -85,7 +86,7 @@ def load_original(
     """
     settings = read_json(directory / "config.json")
     config = original_to_native_config(settings, directory)
-    processor = _load_processor(directory, config)
+    processor = load_original_processor(directory, config)
     state = read_state_dict(directory)
     config.image_token_id = processor.image_token_id
     config.tie_word_embeddings = _unify_embeddings(state, directory)
@@ -190,7 +191,7 @@ def _preprocessor_config(processor: Florence2Processor) -> dict[str, Any]:
     }
 
 
-def _load_processor(directory: Path, config: Florence2Config) -> Florence2Processor:
+def load_original_processor(directory: Path, config: Florence2Config) -> Florence2Processor:
     vision: Any = config.vision_config
     text: Any = config.text_config
     path = directory / "preprocessor_config.json"
@@ -219,7 +220,7 @@ def _load_processor(directory: Path, config: Florence2Config) -> Florence2Proces
         raise UserError(f"{path} is not the original's, which has {_MASK_TOKEN} and no {IMAGE_TOKEN}.")
     tokenizer = processing.build_tokenizer(backend, model_max_length=limit or text.max_position_embeddings)
     vocab = tokenizer.get_vocab()
-    ids = [vocab[token] for token in processing.TASK_TOKENS]
+    ids = [vocab[token] for token in TASK_TOKENS]
     if ids != list(range(ids[0], ids[0] + len(ids))) or len(tokenizer) > text.vocab_size:
         raise UserError(
             f"{path}: {len(tokenizer)} tokens, <od> {ids[0]}, <and> {ids[-1]} do not fit vocab_size {text.vocab_size}."

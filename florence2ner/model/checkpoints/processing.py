@@ -14,20 +14,11 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, Florence2Processor, GenerationConfig, PreTrainedTokenizerFast
 
 from florence2ner.model.answers import BANNED_PHRASES
+from florence2ner.model.tasks import TASK_TOKENS
 
 IMAGE_TOKEN = "<image>"
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-# In the order in which the original processor adds them; their ids are 50265 to 51288 in Microsoft's checkpoints.
-# The misspelt `desciption` is the original's.
-TASK_TOKENS = (
-    *("<od>", "</od>", "<ocr>", "</ocr>"),
-    *(f"<loc_{bin_}>" for bin_ in range(1000)),
-    *("<cap>", "</cap>", "<ncap>", "</ncap>", "<dcap>", "</dcap>", "<grounding>", "</grounding>", "<seg>", "</seg>"),
-    *("<sep>", "<region_cap>", "</region_cap>", "<region_to_desciption>", "</region_to_desciption>"),
-    *("<proposal>", "</proposal>", "<poly>", "</poly>", "<and>"),
-)
 
 POST_PROCESSOR_CONFIG = {
     "ocr": {"pattern": r"(.+?)" + r"<loc_(\d+)>" * 8, "area_threshold": 0.0},

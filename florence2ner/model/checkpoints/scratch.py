@@ -21,11 +21,11 @@ from transformers import (
 from florence2ner.errors import UserError
 from florence2ner.model.checkpoints.loading import quiet_transformers, save_model
 from florence2ner.model.checkpoints.processing import (
-    TASK_TOKENS,
     build_generation_config,
     build_processor,
     build_tokenizer,
 )
+from florence2ner.model.tasks import TASK_TOKENS
 
 Preset = Literal["tiny", "base", "large"]
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, train
 from florence2ner.data.formats import sidecar_of
-from florence2ner.data.images import load_image
 from florence2ner.data.layouts.boxes import Box
 from florence2ner.data.layouts.coco import discover, matches
+from florence2ner.data.pictures import load_image
 from florence2ner.data.samples import Sample
 from florence2ner.demo import SIDE, box_of_shape, draw_shape
 from florence2ner.model.answers import parse_answer

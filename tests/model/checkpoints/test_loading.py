@@ -17,7 +17,7 @@ from florence2ner.demo import draw_dataset
 from florence2ner.model.build import build_captioner
 from florence2ner.model.checkpoints import loading
 from florence2ner.model.checkpoints.files import read_json
-from florence2ner.model.checkpoints.loading import convert, save_model
+from florence2ner.model.checkpoints.loading import convert, load_processor, save_model
 from tests.conftest import ColdStart, MakeConfig, Start
 
 
@@ -221,3 +221,21 @@ def test_a_hub_id_downloads_what_is_needed_and_never_code(
     }
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))  # read from the environment at import
     convert("some/florence", tmp_path / "again", layout="native")  # what was downloaded serves without a network
+
+
+@pytest.mark.parametrize("layout", ["native", "original"])
+def test_the_processor_alone_is_that_of_the_model_and_needs_no_weights(
+    tiny_model: Path, tmp_path: Path, layout: str
+) -> None:
+    folder = tmp_path / "model"
+    model, processor = load_model(tiny_model)
+    save_model(model, processor, folder, layout=layout)  # type: ignore[arg-type]
+    (folder / "model.safetensors").unlink()
+    alone, config = load_processor(folder)
+    assert config.text_config.max_position_embeddings == model.config.text_config.max_position_embeddings
+    assert alone.image_processor.image_seq_length == processor.image_processor.image_seq_length
+    text = "a small red star </s> <loc_5>"
+    assert alone.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer|not a whole Florence-2"):
+        load_processor(folder)

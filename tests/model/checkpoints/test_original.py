@@ -28,8 +28,9 @@ from florence2ner.model.checkpoints.original import (
     original_name,
     save_original,
 )
-from florence2ner.model.checkpoints.processing import TASK_TOKENS, build_generation_config, build_processor
+from florence2ner.model.checkpoints.processing import build_generation_config, build_processor
 from florence2ner.model.checkpoints.scratch import build_model
+from florence2ner.model.tasks import TASK_TOKENS
 from tests.model.checkpoints.support import Oracle, assert_same_weights, edit_json, edit_weights, read, shard
 from tests.model.support import ORACLE, TINY, needs_oracle
 

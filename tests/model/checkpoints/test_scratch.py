@@ -8,8 +8,9 @@ import torch
 from florence2ner.errors import UserError
 from florence2ner.model.adapt import count_parameters
 from florence2ner.model.checkpoints.loading import load_model
-from florence2ner.model.checkpoints.processing import TASK_TOKENS, expand_prompt
+from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.checkpoints.scratch import Preset, build_model, init_model
+from florence2ner.model.tasks import TASK_TOKENS
 
 CAPTIONS = ["a small red star in the top left corner", "two blue squares"]
 

@@ -1,0 +1,143 @@
+"""The inspect command: looks at a dataset before it is trained on, and says what breaks, hurts or is odd."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from florence2ner.config.commands import InspectConfig
+from florence2ner.config.options import ReadingOptions
+from florence2ner.data.layouts.choice import choose_layout
+from florence2ner.display import Display
+from florence2ner.errors import UserError
+from florence2ner.files import as_utf8, check_writable, write_text
+from florence2ner.inspection.captions import caption_findings, caption_histogram
+from florence2ner.inspection.findings import Figure, Finding, Histogram, Inspection, in_order, plain
+from florence2ner.inspection.folder import Folder, folder_findings, read_folder
+from florence2ner.inspection.images import Looks, image_figures, image_findings, image_histograms
+from florence2ner.inspection.look import look_at_all
+from florence2ner.inspection.page import build_page
+from florence2ner.inspection.run import run_figures, run_findings, usable
+from florence2ner.inspection.tables import print_inspection
+from florence2ner.model.tasks import doubt_about
+
+
+def inspect_dataset(config: InspectConfig) -> Inspection:
+    """Inspect the dataset in `config.dataset_path`: print what is found, and write the files that were asked for.
+
+    No file of the dataset is changed. Torch is imported only where there is a `model_name`. Raises UserError for a
+    model that can't be loaded and a file that can't be written.
+    """
+    display = Display(is_main=True)
+    json_file = None if str(config.json_file) == "-" else config.json_file
+    for file, flag in ((json_file, "--json"), (config.report, "--report")):
+        if file:
+            check_writable(file.parent, f"choose another {flag}")
+    if doubt := doubt_about(config.task_prompt):
+        display.warn(doubt)
+    found = look(config, display)
+    to_stderr = config.fix or str(config.json_file) == "-"
+    print_inspection(found, sys.stderr if to_stderr else sys.stdout)
+    if config.json_file:
+        text = json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n"
+        if json_file:
+            write_text(json_file, text)
+        else:
+            sys.stdout.buffer.write(text.encode())
+    if config.report:
+        write_text(config.report, build_page(found, max_pixels=config.max_pixels))
+        display.say(f"the page is in {config.report}")
+    if config.fix:
+        _print_fixes(found)
+    return found
+
+
+def look(config: InspectConfig, display: Display) -> Inspection:
+    """Read the captions, decode every image and put together what there is to say. Raises as `inspect_dataset`."""
+    folder = read_folder(config.dataset_path, config.caption_extension)
+    if not any(item.caption for item in folder.items):
+        layout = choose_layout(config.dataset_path, ReadingOptions())
+        if layout != "files":
+            raise UserError(
+                f"inspect looks at images with caption files beside them; {config.dataset_path} is kept otherwise: "
+                f"train reads it with --layout {layout}"
+            )
+    looks = _looks(folder, config, display)
+    captioned = [item for item in folder.items if item.caption and item.side != "unused"]
+    counted = usable(folder, looks, config.eval_split_ratio)
+    findings = [
+        *run_findings(folder, counted, config.eval_split_ratio),
+        *folder_findings(folder),
+        *caption_findings(folder, config.task_prompt, config.trigger_word, config.common_opening),
+        *image_findings(folder, looks, config.similarity),
+    ]
+    numbers: dict[str, float] = {"images": len(folder.items), "captioned_images": len(captioned)}
+    figures = [Figure("images", f"{len(folder.items)}, {len(captioned)} with a caption", numbers)]
+    figures += image_figures(looks)
+    histograms: tuple[Histogram, ...] = caption_histogram(captioned)
+    unchecked, encoding = "token lengths and unknown characters are not checked: name a model with --model-name", None
+    if config.model_name:
+        from florence2ner.inspection.tokens import measure  # imports torch, which takes seconds
+
+        measured = measure(captioned, config.model_name)
+        findings += measured.findings
+        histograms, encoding, unchecked = measured.histograms, measured.image_bytes, ""
+        figures.append(measured.figure)
+    figures += run_figures(config, counted, encoding)
+    return Inspection(
+        plain(as_utf8(config.dataset_path.resolve())),
+        in_order(findings),
+        tuple(figures),
+        (*histograms, *image_histograms(looks)),
+        (unchecked,) if unchecked else (),
+    )
+
+
+def _looks(folder: Folder, config: InspectConfig, display: Display) -> Looks:
+    looks = {}
+    images = (item.image for item in folder.items)
+    with display.bar("looking at images", total=len(folder.items)) as bar:
+        seen = look_at_all(images, max_pixels=config.max_pixels, threads=config.decode_threads)
+        for item, look in zip(folder.items, seen, strict=True):
+            looks[item] = look
+            bar.advance()
+    return looks
+
+
+def as_json(found: Inspection) -> dict[str, Any]:
+    """The inspection as JSON holds it: every case of every finding."""
+    return {
+        "dataset_path": found.root,
+        "breaks": found.breaks,
+        "findings": [_as_json(finding) for finding in found.findings],
+        "figures": {name: number for figure in found.figures for name, number in figure.numbers.items()},
+        "histograms": [asdict(histogram) for histogram in found.histograms],
+        "unchecked": list(found.unchecked),
+    }
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "severity": finding.severity,
+        "count": finding.count,
+        "title": finding.headline,
+        "advice": finding.advice,
+        "examples": [
+            {
+                "name": as_utf8(example.name),
+                "detail": as_utf8(example.detail),
+                "images": [as_utf8(image.key) for image in example.images],
+            }
+            for example in finding.examples
+        ],
+        "fixes": list(finding.fixes),
+    }
+
+
+def _print_fixes(found: Inspection) -> None:
+    """Print the commands that mend what is found, under what they mend, for a shell to read."""
+    for finding in found.findings:
+        if finding.fixes:
+            print(f"# {finding.count} {finding.headline}")
+            print(*dict.fromkeys(finding.fixes), sep="\n")

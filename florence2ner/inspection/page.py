@@ -1,0 +1,178 @@
+"""An inspection as an HTML page in one file, with pictures of the worst cases. It loads nothing and runs no script."""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Iterator
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from florence2ner.data.pictures import ImageError, decode, finish, reasons
+from florence2ner.data.samples import ImageRef
+from florence2ner.inspection.findings import SEVERITIES, Example, Finding, Histogram, Inspection, Severity, plain
+from florence2ner.inspection.tables import NAMES, verdict
+
+_TILES: dict[Severity, str] = {"breaks": "break training", "hurts": "hurt it", "note": "to know of"}
+_STYLE = Path(__file__).with_name("page.css")
+_THUMBNAIL = 240  # pixels of the longer side
+_FRAMES = 8  # pictures, or groups of them, shown of a finding
+_IN_A_FRAME = 4  # pictures shown of a group
+_BUDGET = 3_000_000  # bytes of all pictures together, as they are in the page
+_LISTED = 60  # examples and commands listed of a finding
+_LONGEST = 240  # characters of a name or detail
+
+
+def build_page(found: Inspection, *, max_pixels: int) -> str:
+    """The page as text, below 5 MB. Images of more than `max_pixels` pixels are not shown."""
+    thumbnails = _Thumbnails(max_pixels)
+    name = Path(found.root).name or found.root
+    counts = {severity: sum(finding.severity == severity for finding in found.findings) for severity in SEVERITIES}
+    worst = next((severity for severity in SEVERITIES[:2] if counts[severity]), "fine")
+    tiles = "".join(
+        f'<li class="{severity if counts[severity] else "none"}"><b>{counts[severity]}</b> {_TILES[severity]}</li>'
+        for severity in SEVERITIES
+    )
+    findings = "".join(_finding(finding, thumbnails) for finding in found.findings)
+    if not findings:
+        findings = '<p class="nothing">Nothing was found that is wrong with this dataset.</p>'
+    histograms = "".join(map(_histogram, found.histograms))
+    figures = "".join(
+        f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>"
+        for key, value in ((figure.name, figure.words) for figure in found.figures)
+    )
+    unchecked = "".join(f'<p class="unchecked">{_sentence(line)}</p>' for line in found.unchecked)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{_text(name)}: inspection of a dataset</title>
+<style>
+{_STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header class="top">
+<p class="tool">florence2ner inspect</p>
+<h1>{_text(name)}</h1>
+<p class="path">{_text(found.root)}</p>
+<p class="verdict {worst}">{_text(verdict(found).capitalize())}.</p>
+<ul class="tiles">{tiles}</ul>
+</header>
+<main>
+<section aria-label="Findings">
+<h2>Findings</h2>
+{findings}{unchecked}
+</section>
+<section aria-label="Figures">
+<h2>Figures</h2>
+<dl>{figures}</dl>
+</section>
+<section aria-label="Histograms">
+<h2>Histograms</h2>
+<div class="histograms">{histograms}</div>
+</section>
+</main>
+</body>
+</html>
+"""
+
+
+def _text(text: str, limit: int = _LONGEST) -> str:
+    return escape(plain(text, limit))
+
+
+def _sentence(text: str) -> str:
+    """Text of our own as a sentence, with what stands between backticks as code."""
+    return re.sub(
+        r"`(.+?)`", r"<code>\1</code>", escape(text[0].upper() + text[1:] + ("" if text[-1] in ".?" else "."))
+    )
+
+
+def _finding(finding: Finding, thumbnails: "_Thumbnails") -> str:
+    frames = list(_frames(finding.examples, thumbnails))
+    pictures = f'<ul class="frames">{"".join(frames)}</ul>' if frames else ""
+    rows = [] if len(frames) == finding.count else [_example(example) for example in finding.examples]
+    return f"""<article class="finding {finding.severity}">
+<p class="badge">{NAMES[finding.severity]}</p>
+<h3><b>{finding.count}</b> {_text(finding.headline)}</h3>
+<p class="advice">{_sentence(finding.advice)}</p>
+{pictures}
+{_list("All of them", rows, is_open=not frames)}
+{_list("Commands that mend it", [f"<code>{_text(fix, 1000)}</code>" for fix in dict.fromkeys(finding.fixes)])}
+</article>
+"""
+
+
+def _example(example: Example) -> str:
+    detail = f' <span class="detail">{_text(example.detail)}</span>' if example.detail else ""
+    return f"<span>{_text(example.name)}</span>{detail}"
+
+
+def _list(title: str, rows: list[str], *, is_open: bool = False) -> str:
+    """Rows to fold out, the first of them only where there are many."""
+    if not rows:
+        return ""
+    more = f'<li class="more">and {len(rows) - _LISTED} more, which --json lists</li>' if len(rows) > _LISTED else ""
+    items = "".join(f"<li>{row}</li>" for row in rows[:_LISTED])
+    opened = " open" if is_open and len(rows) <= _FRAMES else ""
+    return f"<details{opened}><summary>{title} ({len(rows)})</summary><ul>{items}{more}</ul></details>"
+
+
+def _frames(examples: Iterable[Example], thumbnails: "_Thumbnails") -> Iterator[str]:
+    """The first examples that have pictures which can be shown, each with all of its pictures side by side."""
+    shown = 0
+    for example in examples:
+        if shown == _FRAMES or not example.images:
+            return
+        pictures = "".join(thumbnails.of(image) for image in example.images[:_IN_A_FRAME])
+        if pictures:
+            shown += 1
+            caption = f"{_text(example.name)}<br><span>{_text(example.detail)}</span>"
+            yield f"<li><figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure></li>"
+
+
+def _histogram(histogram: Histogram) -> str:
+    most = max(number for _, number in histogram.bins) or 1
+    rows = []
+    for position, (label, number) in enumerate(histogram.bins):
+        beyond = " beyond" if histogram.beyond is not None and position >= histogram.beyond and number else ""
+        bar = f'<span class="bar{beyond}" style="width:{100 * number / most:.1f}%"></span>'
+        rows.append(f'<tr><th scope="row">{_text(label)}</th><td class="track">{bar}</td><td>{number}</td></tr>')
+    title = f"{_text(histogram.title)} <span>in {_text(histogram.unit)}</span>"
+    return f"<table><caption>{title}</caption>{''.join(rows)}</table>"
+
+
+class _Thumbnails:
+    """Makes small pictures for the page, until they have used up its budget."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._left = _BUDGET
+
+    def of(self, image: ImageRef) -> str:
+        """An <img> with the picture in it; nothing where it can't be read, or the budget is used up."""
+        if self._left <= 0:
+            return ""
+        try:
+            data = _thumbnail(image, self._max_pixels)
+        except ImageError:
+            return ""
+        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+        self._left -= len(source)
+        return f'<img alt="{_text(image.key)}" src="{source}">'
+
+
+def _thumbnail(image: ImageRef, max_pixels: int) -> bytes:
+    """A JPEG of the upright picture. Raises ImageError where it can't be read."""
+    with reasons(image):
+        decoded = decode(image, max_pixels, at_least=(_THUMBNAIL, _THUMBNAIL))
+        scale = min(1.0, _THUMBNAIL / max(decoded.size))
+        size = (max(1, round(decoded.size[0] * scale)), max(1, round(decoded.size[1] * scale)))
+        small = finish(decoded.image.resize(size, Image.Resampling.BICUBIC, decoded.box), decoded)
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=75)
+        return file.getvalue()

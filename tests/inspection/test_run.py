@@ -1,0 +1,39 @@
+"""The run that a dataset is for: as many updates and samples as training has, and the disk of its cache."""
+
+from pathlib import Path
+
+import pytest
+
+from florence2ner.config.options import ReadingOptions
+from florence2ner.data.split import SplitRule, discover_split
+from florence2ner.inspection.run import BASE_ENCODING
+from florence2ner.model.checkpoints.scratch import _SIZES
+from florence2ner.model.vision import bytes_of_encoding
+from tests.inspection.support import figures, make_clean
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_run_is_the_one_that_train_would_make(tmp_path: Path, split: bool) -> None:
+    make_clean(tmp_path, split=split)
+    expected, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=42, ratio=0.3))
+    found = figures(tmp_path, eval_split_ratio=0.3, train_batch_size=2, gradient_accumulation_steps=2, epochs=3)
+    assert found["trained on"] == f"{len(expected.train)} images, {len(expected.eval)} held out"
+    each = -(-len(expected.train) // 4)
+    assert found["updates"] == f"{3 * each} of 4 images, {each} per epoch, in one process"
+    assert figures(tmp_path, max_steps=7)["updates"].startswith("7 of 256 images")
+
+
+def test_the_cache_is_measured_with_a_model_and_estimated_without(tmp_path: Path, tiny_model: Path) -> None:
+    make_clean(tmp_path)
+    estimate = figures(tmp_path)["feature cache"]
+    assert estimate.startswith("0.0142 GB on the disk, 1.18 MB per image (an estimate")
+    assert figures(tmp_path, feature_cache_dtype="fp32")["feature cache"].startswith("0.0284 GB")
+    assert "estimate" not in figures(tmp_path, model_name=str(tiny_model))["feature cache"]
+
+
+def test_the_estimate_is_that_of_base() -> None:
+    from transformers import Florence2Config
+
+    size = _SIZES["base"]
+    config = Florence2Config(vision_config=size.vision, text_config=dict(size.text))
+    assert bytes_of_encoding(config, 577, 2) == BASE_ENCODING
