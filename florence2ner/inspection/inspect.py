@@ -62,28 +62,29 @@ def look(config: InspectConfig, display: Display) -> Inspection:
                 f"inspect looks at images with caption files beside them; {config.dataset_path} is kept otherwise: "
                 f"train reads it with --layout {layout}"
             )
-    looks = _looks(folder, config, display)
     captioned = [item for item in folder.items if item.caption and item.side != "unused"]
-    counted = usable(folder, looks, config.eval_split_ratio)
     findings = [
-        *run_findings(folder, counted, config.eval_split_ratio),
         *folder_findings(folder),
         *caption_findings(folder, config.task_prompt, config.trigger_word, config.common_opening),
-        *image_findings(folder, looks, config.similarity),
     ]
     numbers: dict[str, float] = {"images": len(folder.items), "captioned_images": len(captioned)}
     figures = [Figure("images", f"{len(folder.items)}, {len(captioned)} with a caption", numbers)]
-    figures += image_figures(looks)
     histograms: tuple[Histogram, ...] = caption_histogram(captioned)
     unchecked, encoding = "token lengths and unknown characters are not checked: name a model with --model-name", None
-    if config.model_name:
+    if config.model_name:  # before the images, which may take hours: there may be no such model
         from florence2ner.inspection.tokens import measure  # imports torch, which takes seconds
 
         measured = measure(captioned, config.model_name)
         findings += measured.findings
         histograms, encoding, unchecked = measured.histograms, measured.image_bytes, ""
         figures.append(measured.figure)
-    figures += run_figures(config, counted, encoding)
+    looks = _looks(folder, config, display)
+    counted = usable(folder, looks, config.eval_split_ratio)
+    findings += [
+        *run_findings(folder, counted, config.eval_split_ratio),
+        *image_findings(folder, looks, config.similarity),
+    ]
+    figures += [*image_figures(looks), *run_figures(config, counted, encoding)]
     return Inspection(
         plain(as_utf8(config.dataset_path.resolve())),
         in_order(findings),
@@ -136,8 +137,9 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 
 
 def _print_fixes(found: Inspection) -> None:
-    """Print the commands that mend what is found, under what they mend, for a shell to read."""
+    """Print the commands that mend what is found, under what they mend, for a shell to read; each of them once."""
+    printed: set[str] = set()
     for finding in found.findings:
-        if finding.fixes:
-            print(f"# {finding.count} {finding.headline}")
-            print(*dict.fromkeys(finding.fixes), sep="\n")
+        if fixes := [fix for fix in dict.fromkeys(finding.fixes) if fix not in printed]:
+            print(f"# {finding.count} {finding.headline}", *fixes, sep="\n")
+            printed.update(fixes)

@@ -158,6 +158,15 @@ def test_outputs_that_cannot_be_written_are_refused_at_once(tmp_path: Path) -> N
             inspect_dataset(InspectConfig(dataset_path=root, **{name: tmp_path / "file" / "x.html"}))
 
 
+def test_a_model_that_is_none_is_refused_before_an_image_is_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("florence2ner.inspection.inspect.look_at_all", lambda *_, **__: pytest.fail("looked"))
+    with pytest.raises(UserError, match="can't find the model nowhere/at-all"):
+        inspect_dataset(InspectConfig(dataset_path=make_clean(tmp_path / "data"), model_name="nowhere/at-all"))
+    assert capsys.readouterr().out == ""
+
+
 NASTY = ["a b", "it's", "-n", "$(touch owned)", "new\nline", "\x1b[31m", "ünï", os.fsdecode(b"\xff\xfe")]
 
 
