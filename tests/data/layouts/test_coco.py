@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, train
-from florence2ner.data.formats import sidecar_of
 from florence2ner.data.layouts.boxes import Box
 from florence2ner.data.layouts.coco import discover, matches
 from florence2ner.data.pictures import load_image
@@ -278,7 +277,7 @@ def test_other_files_are_not_cocos(tmp_path: Path, text: str) -> None:
 
 
 def draw_detection(folder: Path, count: int, *, seed: int) -> tuple[Sample, ...]:
-    """Drawn shapes with a COCO file, and what is discovered there, also written beside each picture as its caption."""
+    """Drawn shapes with a COCO file, and what is discovered there."""
     rng = random.Random(seed)
     images, annotations, numbers = [], [], dict[str, int]()
     folder.mkdir(parents=True)
@@ -293,8 +292,6 @@ def draw_detection(folder: Path, count: int, *, seed: int) -> tuple[Sample, ...]
     write(folder / "boxes.json", images, annotations, [{"id": n, "name": name} for name, n in numbers.items()])
     samples = discover(folder).samples
     assert len(samples) == count
-    for sample in samples:
-        sidecar_of(sample.image.path).write_text(sample.caption)
     return samples
 
 
@@ -315,7 +312,6 @@ def test_a_model_that_is_trained_on_boxes_finds_those_of_unseen_pictures(tmp_pat
         TrainConfig(
             model_name=str(tmp_path / "tiny"),
             dataset_path=tmp_path / "train",
-            task_prompt="<OD>",
             output_dir=tmp_path / "checkpoints",
             epochs=5,
             learning_rate=1.5e-3,
@@ -330,7 +326,7 @@ def test_a_model_that_is_trained_on_boxes_finds_those_of_unseen_pictures(tmp_pat
             feature_cache="off",
         )
     )
-    settings = {"task_prompt": "<OD>", "max_new_tokens": 16, "num_beams": 1, "batch_size": 64, "show": 0}
+    settings = {"max_new_tokens": 16, "num_beams": 1, "batch_size": 64, "show": 0}
     result = evaluate(EvalConfig(model_name=str(checkpoint), dataset_path=tmp_path / "unseen", **settings))
     pictures = [Image.open(tmp_path / "unseen" / row.image) for row in result.captions]
     drawn = [box_of_shape(shape) for shape in pictures]
