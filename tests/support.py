@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -66,6 +69,16 @@ def write(config: TrainConfig, folder: Path) -> Path:
     file = folder / f"{config.run_name}.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
     return file
+
+
+def without_roots_powers(*args: object) -> "subprocess.CompletedProcess[str]":
+    """Run `python ARGS` without root's powers to read and write everything. Skips the test where that can't be."""
+    command = [sys.executable, *map(str, args)]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("as root this needs setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def finish(running: Running) -> None:

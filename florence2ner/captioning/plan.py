@@ -111,9 +111,12 @@ def text_style(config: CaptionConfig) -> TextStyle:
 
 
 def check_places(config: CaptionConfig) -> None:
-    """Raise UserError where a place that the user named can't be written to."""
+    """Raise UserError where a place that the user named can't be written to, or is named twice."""
     if config.failures:
         check_writable(config.failures.parent, "choose another --failures")
+        # Here already, as a run that holds its output would be told that somebody else does.
+        if config.output and os.path.realpath(config.failures) == os.path.realpath(config.output):
+            raise UserError(f"--failures {config.failures} is the output, too: name another file")
     if config.output_dir:
         check_writable(config.output_dir, "choose another --output-dir")
     if config.output and str(config.output) != STANDARD_OUTPUT:

@@ -1,7 +1,6 @@
 """What is to be captioned, decided without a model: tasks that go together, and mistakes that are one line."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from florence2ner import CaptionConfig, UserError, caption
 from tests.conftest import ROOT, Caption
-from tests.support import files_in, plan
+from tests.support import files_in, plan, without_roots_powers
 
 
 def test_planning_needs_no_torch() -> None:
@@ -55,14 +54,8 @@ def test_places_that_cannot_be_written_to_are_refused_before_the_model_is_looked
 
 
 def test_folders_that_cannot_be_written_to_are_refused_before_the_model_is_looked_for(images: Path) -> None:
-    """Root may write anywhere: without its powers, in a process of its own."""
-    if os.geteuid() == 0 and not shutil.which("setpriv"):
-        pytest.skip("as root this needs setpriv")
     os.chmod(images / "sub", 0o555)
-    code = "from florence2ner.cli import main; main()"
-    powers = "--bounding-set=-dac_override,-dac_read_search"
-    command = ["setpriv", powers, sys.executable, "-c", code, "caption", str(images), "--model-name", "nowhere"]
-    done = subprocess.run(command if os.geteuid() == 0 else command[2:], cwd=ROOT, capture_output=True, text=True)
+    done = without_roots_powers("-m", "florence2ner", "caption", images, "--model-name", "nowhere")
     assert done.returncode == 2, done.stderr
     said = f"error: can't write to {images}/sub (Permission denied): write elsewhere with --output-dir or --output"
     assert done.stderr.splitlines() == [said]
@@ -106,6 +99,8 @@ def test_failures_replace_nothing_but_failures(
     before = files_in(tmp_path)
     with pytest.raises(UserError, match=f"--failures {name} {said}: name another file"):
         plan(Path("images"), failures=name, **settings)
+    with pytest.raises(UserError, match=f"--failures {name} {said}: name another file"):  # as a user starts it
+        caption(CaptionConfig.model_validate({"paths": ("images",), "failures": name, "model_name": "no"} | settings))
     assert files_in(tmp_path) == before
     for whole in ("", '{"path": "b.png", "reason": "x"}\n', '{"path": "b.png", "reason": "x"}\n{"path": "to'):
         (tmp_path / "failures.jsonl").write_text(whole)

@@ -1,7 +1,6 @@
 """The walk that finds images: links, odd names, folders that can't be read, plugins that are missing."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from florence2ner.display import Display
 from florence2ner.files import write_text
 from tests.conftest import ROOT
 from tests.data.support import PICTURE, put
+from tests.support import without_roots_powers
 
 
 def test_discover_images_takes_files_and_folders_once(tmp_path: Path) -> None:
@@ -88,12 +88,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         "assert left_out == LeftOut([root / 'closed']), left_out\n"
         "print(discover_samples(root, '<CAPTION>').report()[-1])"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    if os.geteuid() == 0:  # root may read everything, unless it gives that up
-        if not shutil.which("setpriv"):
-            pytest.skip("as root this needs setpriv")
-        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = without_roots_powers("-c", code, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"1 folders can't be read and are left out: {tmp_path}/closed\n"
 
