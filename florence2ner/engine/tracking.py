@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,18 +148,21 @@ def tracking(
     """
     accelerator.log_with, accelerator.trackers = [], []
     trackers: list[GeneralTracker] = [] if "none" in log_with else [JsonlTracker(run_dir / METRICS_FILE)]
-    staging: AbstractContextManager[None] = nullcontext()
+    places: dict[str, str] = {}
     if "tensorboard" in log_with:
         trackers.append(TensorBoardTracker(project, run_dir))
     if "wandb" in log_with:
         trackers.append(WandBTracker(project, **_wandb_options(display, run_dir, tracker_id)))
-        # Where wandb puts tables before it keeps or sends them: else in the home folder, which may be read-only.
-        staging = _default_in_environment("WANDB_DATA_DIR", str(run_dir / "wandb"))
+        # For tables before they are kept or sent, and for its log: else in the home folder. Where that is read-only,
+        # tables fail, and the log goes to the terminal.
+        places = {"WANDB_DATA_DIR": str(run_dir / "wandb"), "WANDB_CACHE_DIR": str(run_dir / "wandb" / "cache")}
     accelerator.log_with = [_Guarded(tracker, display) for tracker in trackers]
     values = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
     }
-    with staging:
+    with ExitStack() as stack:
+        for name, place in places.items():
+            stack.enter_context(_default_in_environment(name, place))
         accelerator.init_trackers(project, values)
         try:
             for tracker in accelerator.trackers:

@@ -47,6 +47,7 @@ def test_wandb_stages_its_tables_in_the_run_folder(
     _, said = run.communicate()
     assert run.returncode == 0, said
     assert "wandb failed" not in said
+    assert " INFO " not in said, "wandb's own log"
     assert list(config.run_dir.glob("wandb/offline-run-*/files/media/table/eval/*.json"))
     assert (config.run_dir / "wandb" / "artifacts" / "staging").is_dir()
 
