@@ -96,15 +96,13 @@ def _first_line(path: Path) -> str:
 def _empty(folder: Folder) -> Finding:
     broken = {*folder.not_utf8, *(path for path, _ in folder.unreadable_captions)}
     empty = [i for i in folder.items if i.caption_file and not i.caption and i.caption_file not in broken]
-    command = f"florence2ner caption {shell_word(folder.root)}"
-    command += "" if folder.extension == ".txt" else f" --caption-extension {shell_word(Path(folder.extension))}"
     return Finding(
         "empty-caption",
         "hurts",
         "[caption is|captions are] empty",
         "training leaves their images out; `florence2ner caption` writes them, as an empty file counts as missing",
         tuple(Example(item.image.key, images=(item.image,)) for item in empty),
-        (command,) if empty else (),
+        (folder.caption_command,) if empty else (),
     )
 
 

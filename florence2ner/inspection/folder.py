@@ -50,6 +50,12 @@ class Folder:
     shared: set[Path] = field(default_factory=set)  # caption files that several images share
     left_out: LeftOut = field(default_factory=LeftOut)
 
+    @property
+    def caption_command(self) -> str:
+        """The shell command that captions the images without a caption."""
+        extension = "" if self.extension == ".txt" else f" --caption-extension {shell_word(Path(self.extension))}"
+        return f"florence2ner caption {shell_word(self.root)}{extension}"
+
 
 def read_folder(root: Path, extension: str) -> Folder:
     """Read the names and captions in a dataset folder; no image is opened.
@@ -112,8 +118,6 @@ def folder_findings(found: Folder) -> list[Finding]:
     """What is wrong with names and pairs."""
     root = found.root
     alone = [item for item in found.items if item.caption_file is None and item.side != "unused"]
-    command = f"florence2ner caption {shell_word(root)}"
-    command += "" if found.extension == ".txt" else f" --caption-extension {shell_word(Path(found.extension))}"
     return [
         _collisions(found),
         Finding(
@@ -122,7 +126,7 @@ def folder_findings(found: Folder) -> list[Finding]:
             "[image has|images have] no caption",
             "training leaves them out; `florence2ner caption` writes what is missing, or write them yourself",
             tuple(Example(item.image.key, images=(item.image,)) for item in alone),
-            (command,) if alone else (),
+            (found.caption_command,) if alone else (),
         ),
         Finding(
             "caption-without-image",
