@@ -137,7 +137,7 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
     common: dict[str, Any] = {"help": field.description, "rich_help_panel": config.panel_of(name)}
     if get_args(type_)[-1:] == (Ellipsis,):  # tuple[X, ...]: a flag that repeats
         inner = _without_checks(get_args(type_)[0])  # the config model checks it
-        words = get_args(inner) or (inner.__name__.lower(),)
+        words = get_args(inner) or (getattr(inner, "metavar", inner.__name__.lower()),)
         common |= {"metavar": f"<{'|'.join(words)}>"}
         type_ = list[str]
     if type_ is bool:
@@ -203,6 +203,8 @@ def _caption(config: CaptionConfig) -> int:
 @_command(InspectConfig, name="inspect")
 def _inspect(config: InspectConfig) -> int:
     """Look at a dataset before it is trained on: what breaks, what hurts, what is doubled or odd."""
+    if not launcher.is_main():  # one process is enough, and all would write the same files
+        return 0
     from florence2ner.inspection.inspect import inspect_dataset
 
     return 1 if inspect_dataset(config).breaks else 0

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from florence2ner.errors import UserError
 
+METRICS_FILE = "metrics.jsonl"  # in the folder of a training run
 UNFINISHED = ".unfinished"  # how names of temporary files end
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # of a file system without locks, as some mounts of Lustre
 _STALE = 60.0  # seconds; a write takes milliseconds, so an older temporary file was left by a process that was killed

@@ -1,5 +1,6 @@
 """Fixtures: tiny models, a small drawn dataset, and the commands as a user starts them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -90,6 +91,17 @@ def trained_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_m
         **settings,
     )
     return train(config)
+
+
+@pytest.fixture(scope="session")
+def dropout_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with dropout, so that the random generators matter."""
+    model = tmp_path_factory.mktemp("dropout") / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
 
 
 @pytest.fixture

@@ -119,7 +119,8 @@ def test_the_test_of_a_file_is_found_by_its_name(path: Path) -> None:
 def test_what_is_imported_is_declared() -> None:
     """Whatever a library of ours pulls in may be gone with its next release."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    extras = [line for extra, lines in project["optional-dependencies"].items() if extra != "dev" for line in lines]
+    declared = {re.match(r"[\w-]+", line)[0] for line in (*project["dependencies"], *extras)}
     roots = {module.split(".")[0] for path in FILES for module in imported(path)}
     outside = roots - {*sys.stdlib_module_names, "florence2ner"}
     assert {DISTRIBUTIONS.get(name, name).replace("_", "-") for name in outside} <= declared

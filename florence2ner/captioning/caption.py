@@ -1,8 +1,19 @@
 """The caption command: plans what is to be done, without torch, and has `worker.py` do it."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
-from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, check_places, hold_places, make_plan, text_style
+from florence2ner.captioning.plan import (
+    CaptionPlan,
+    CaptionSummary,
+    check_places,
+    find_shards,
+    hold_places,
+    make_plan,
+    plan_shards,
+    questions_of,
+    text_style,
+)
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import LeftOut, discover_images
@@ -25,11 +36,13 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     """
     text_style(config)  # raises for a bad template, before any work
     display = Display(is_main=launcher.is_main())
+    for prompt in config.task_prompt:
+        if launcher.is_main() and (doubt := doubt_about(prompt)):
+            display.warn(doubt)
+    if shards := find_shards(config):  # every process does, as each has work of its own with them
+        return _caption_shards(config, shards, display)
     if not launcher.is_main():
         return _carry_out(config, None, None, display)
-    for prompt in config.task_prompt:
-        if doubt := doubt_about(prompt):
-            display.warn(doubt)
     left_out = LeftOut()
     images = discover_images(config.paths, left_out)
     for line in left_out.report():
@@ -57,6 +70,20 @@ def _carry_out(
     from florence2ner.captioning.worker import run  # imports torch, which takes seconds
 
     return run(config, plan, watch, display)
+
+
+def _caption_shards(config: CaptionConfig, shards: Sequence[str], display: Display) -> CaptionSummary:
+    """Caption tar shards, or say what would be done."""
+    places, questions = plan_shards(config, shards), questions_of(config)
+    if config.existing == "skip" and (todo := [place for place in places if not place.finished.exists()]) != places:
+        display.say(f"{len(places) - len(todo)} of {len(places)} shards have their captions already")
+        places = todo
+    if config.dry_run:
+        display.say(f"{len(places)} shards would be captioned, into {config.output_dir}")
+        return CaptionSummary(done=0, kept=0, failed=0)
+    from florence2ner.captioning.shards import run_shards  # imports torch, which takes seconds
+
+    return run_shards(config, places, questions, display)
 
 
 def _show(plan: CaptionPlan, display: Display) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.formats import check_caption_extension
+from florence2ner.data.shards import expand, is_shards
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
 from florence2ner.files import check_writable, hold
@@ -16,6 +17,7 @@ from florence2ner.model.tasks import find_task, prompt_of
 from florence2ner.outputs.answers import Output, Question
 from florence2ner.outputs.forms import JsonLines
 from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
+from florence2ner.outputs.shards import ShardPlace, places_of
 from florence2ner.outputs.sidecars import Sidecars
 from florence2ner.outputs.style import TextStyle
 
@@ -74,6 +76,26 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
         for folder in {image.parent for image, _ in todo}:
             check_writable(folder, "write elsewhere with --output-dir or --output")
     return CaptionPlan(todo, kept=len(chosen) - len(todo), output=output)
+
+
+def find_shards(config: CaptionConfig) -> list[str]:
+    """The tar shards to caption; none where images are. Raises UserError for shards beside images, or missing ones."""
+    folders = [str(path) for path in config.paths if path.is_dir() and is_shards(str(path))]
+    if folders and len(folders) < len(config.paths):
+        raise UserError(f"{folders[0]} holds tar shards: caption them in a run of their own")
+    return [shard for text in (*config.shards, *folders) for shard in expand(text)]
+
+
+def plan_shards(config: CaptionConfig, shards: Sequence[str]) -> list[ShardPlace]:
+    """Where the captions of each shard go. Raises UserError for settings that are not for shards."""
+    if config.output_dir is None or config.output is not None:
+        raise UserError("the captions of tar shards go into a folder, a file for each shard: give --output-dir")
+    for name, default in (("existing", ("skip", "overwrite")), ("watch", (False,)), ("backup", (False,))):
+        if (value := getattr(config, name)) not in default:
+            raise UserError(f"--{name}{'' if value is True else f' {value}'} is not for tar shards: leave it out")
+    check_caption_extension(config.caption_extension)
+    check_places(config)
+    return places_of(shards, config.output_dir, config.shard_form)
 
 
 def questions_of(config: CaptionConfig) -> tuple[Question, ...]:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,12 @@ from florence2ner.outputs.forms import json_line
 
 _SIGPIPE = 13  # Windows has no name for it
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
-_GO_ON = "the same command goes on with the rest"
+GO_ON = "the same command goes on with the rest"
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
 
 
 @quiet_transformers()
-@lost_process_in_one_line(lambda: _GO_ON)
+@lost_process_in_one_line(lambda: GO_ON)
 def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, display: Display) -> CaptionSummary:
     """Carry out `plan`, which the main process has and the others receive from it, and go on with what `watch` finds.
 
@@ -63,7 +63,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
     if note := precision_note(config.mixed_precision):
         display.say(f"note: {note}")
     with StopSignals() as signals:
-        worker = _Worker(config, accelerator, display, signals)
+        worker = Worker(config, accelerator, display, signals)
         if accelerator.is_main_process:
             plan.output.open()
             if config.failures:
@@ -78,16 +78,16 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
             remove_lock(config.failures)
     if stopped_by == _SIGPIPE:
         raise BrokenPipeError
-    summary = _summarise(
+    summary = summarise(
         gather_object([worker.tally]), kept=plan.kept, seconds=worker.seconds, retry=config.retry, display=display
     )
     if stopped_by:
-        rest = "" if config.watch else f"; {_GO_ON}"
+        rest = "" if config.watch else f"; {GO_ON}"
         raise Interrupted(f"stopped by signal {stopped_by}: what is captioned is on the disk{rest}", signal=stopped_by)
     return summary
 
 
-def _watch(worker: "_Worker", watch: Watch | None, stopped_by: int | None) -> int | None:
+def _watch(worker: "Worker", watch: Watch | None, stopped_by: int | None) -> int | None:
     """Caption images that appear in the folders, until a signal comes. Returns that signal."""
     worker.display.say(f"watching {', '.join(map(str, worker.config.paths))}: Ctrl-C ends it")
     while not stopped_by:
@@ -96,7 +96,7 @@ def _watch(worker: "_Worker", watch: Watch | None, stopped_by: int | None) -> in
     return stopped_by
 
 
-def _await_round(worker: "_Worker", watch: Watch | None) -> CaptionPlan | int | None:
+def _await_round(worker: "Worker", watch: Watch | None) -> CaptionPlan | int | None:
     """Wait until there are new images or a signal. Returns a plan or the signal in the main process, else None.
 
     No collective operation, which would give up after a while: the main process looks for images, the others for word
@@ -119,7 +119,7 @@ def _await_round(worker: "_Worker", watch: Watch | None) -> CaptionPlan | int | 
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What one process has done: images captioned, failed and flagged."""
 
     done: int = 0
@@ -136,7 +136,7 @@ class _Item:
     questions: tuple[Question, ...]
 
 
-class _Worker:
+class Worker:
     """The model and settings with which one process captions images, and the tally of what it has done."""
 
     def __init__(self, config: CaptionConfig, accelerator: Accelerator, display: Display, signals: StopSignals) -> None:
@@ -144,7 +144,7 @@ class _Worker:
         self.accelerator = accelerator
         self.display = display
         self.signals = signals
-        self.tally = _Tally()
+        self.tally = Tally()
         self.workers = Workers.for_device(
             accelerator.device,
             processes=config.dataloader_workers,
@@ -173,39 +173,18 @@ class _Worker:
 
         Every process must call this.
         """
-        with WorkQueue(self.accelerator, f"caption-{next(_rounds)}") as queue:
-            return self._take_from(queue, plan)
-
-    def _take_from(self, queue: WorkQueue, plan: CaptionPlan) -> int | None:
-        images = [image for image, _ in plan.todo]
-        loader = SequentialLoader(
-            [Sample(ImageRef.at(image), "") for image in images],
-            self.captioner.processor,
-            queue.claim(len(images), self.config.batch_size),
-            text=False,
-            workers=self.workers,
-            max_pixels=self.config.max_pixels,
-        )
+        images = [ImageRef.at(image) for image, _ in plan.todo]
         start = time.perf_counter()
-        with self.display.bar("captioning", total=len(images)) as bar:
+        with (
+            WorkQueue(self.accelerator, f"caption-{next(_rounds)}") as queue,
+            self.display.bar("captioning", total=len(images)) as bar,
+        ):
 
             def show() -> None:
                 done = queue.get("done")
                 bar.reach(done, images_per_second=f"{done / (time.perf_counter() - start):.1f}")
 
-            def after_step(window: Window, records: list[Record]) -> bool:
-                (batch,) = window.batches
-                refused: Sequence[Failure] = ()
-                try:
-                    refused = plan.output.write([record for record in records if record.answers])
-                except BrokenPipeError:  # as a signal, so that the other processes stop, too
-                    self.signals.received = _SIGPIPE
-                self._note(plan, batch, records, dict(refused))
-                queue.add("done", len(batch.indices))
-                show()
-                return self.signals.tell(queue) is not None
-
-            run_loop(loader, partial(self._step, plan), after_step)
+            self.work(queue, plan, images, queue.claim(len(images), self.config.batch_size), show)
 
             def meanwhile() -> None:
                 show()
@@ -213,8 +192,43 @@ class _Worker:
                     queue.hurry()
 
             queue.wait_for_all(meanwhile)
-        self.seconds += time.perf_counter() - start
-        return self.signals.told(queue)
+            self.seconds += time.perf_counter() - start
+            return self.signals.told(queue)
+
+    def work(
+        self,
+        queue: WorkQueue,
+        plan: CaptionPlan,
+        images: Sequence[ImageRef],
+        batches: Iterable[Sequence[int]],
+        show: Callable[[], object],
+    ) -> None:
+        """Caption batches of `images`, which are those of the plan, until there are no more or a signal came.
+
+        `batches` lists the indices of each batch's images. What is done is counted in the queue, then `show` is called.
+        """
+        loader = SequentialLoader(
+            [Sample(image, "") for image in images],
+            self.captioner.processor,
+            batches,
+            text=False,
+            workers=self.workers,
+            max_pixels=self.config.max_pixels,
+        )
+
+        def after_step(window: Window, records: list[Record]) -> bool:
+            (batch,) = window.batches
+            refused: Sequence[Failure] = ()
+            try:
+                refused = plan.output.write([record for record in records if record.answers])
+            except BrokenPipeError:  # as a signal, so that the other processes stop, too
+                self.signals.received = _SIGPIPE
+            self._note(plan, batch, records, dict(refused))
+            queue.add("done", len(batch.indices))
+            show()
+            return self.signals.tell(queue) is not None
+
+        run_loop(loader, partial(self._step, plan), after_step)
 
     def _step(self, plan: CaptionPlan, window: Window) -> list[Record]:
         """The answers about those images of a batch that could be read."""
@@ -288,9 +302,7 @@ class _Worker:
             append_text(self.config.failures, "".join(lines))
 
 
-def _summarise(
-    tallies: Sequence[_Tally], *, kept: int, seconds: float, retry: bool, display: Display
-) -> CaptionSummary:
+def summarise(tallies: Sequence[Tally], *, kept: int, seconds: float, retry: bool, display: Display) -> CaptionSummary:
     """Add up the processes' tallies and print them; `retry` is that of the settings."""
     failures = [failure for tally in tallies for failure in tally.failures]
     flagged = [flag for tally in tallies for flag in tally.flagged]

@@ -130,12 +130,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _describe(cls: type[Config], problem: Any) -> str:
     """One of pydantic's errors as a clause that names the key, what is wrong and what was given."""
     name = ".".join(str(part) for part in problem["loc"][:1])
+    inner = ".".join(part for part in problem["loc"][1:] if isinstance(part, str))  # a key of a mapping in the value
     if problem["type"] == "missing":
+        if inner:
+            return f"{name}: {inner} is missing"
         flag = name.upper() if cls.is_positional(name) else cls.flag_of(name)
         return f"{name} is missing: give {flag} or set it in the config file"
+    if problem["type"] == "extra_forbidden":
+        if not inner:
+            return f"unknown key {name!r}.{did_you_mean(name, cls.model_fields)}"
+        kinds = get_args(cls.model_fields[name].annotation)
+        known = [field for kind in kinds if kind is not Ellipsis for field in kind.model_fields]
+        return f"{name}: unknown key {inner!r}.{did_you_mean(inner, known)}"
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = problem["input"]
     shown = str(given) if isinstance(given, Path) else repr(given)
-    if problem["type"] == "value_error" and (not isinstance(given, str | Path) or str(given) in message):
-        shown = ""  # the message names it already, or it is the whole model
-    return f"{name}: {message}{shown and f', not {shown}'}" if name else message
+    if problem["type"] == "value_error":
+        inner = ""  # the message says what is meant
+        if not isinstance(given, str | Path) or str(given) in message:
+            shown = ""  # the message names it already, or it is the whole model
+    return f"{name}: {inner}{inner and ' '}{message}{shown and f', not {shown}'}" if name else message

@@ -1,12 +1,14 @@
 """The groups of options that only `caption` has."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
 from florence2ner.config.options import EXTENSION_PATTERN, MAX_PIXELS, UserPath, check_file
+from florence2ner.config.roots import is_shard_text
 
 
 class ImageOptions(Config):
@@ -15,7 +17,13 @@ class ImageOptions(Config):
     panel: ClassVar[str] = "Data"
 
     paths: tuple[UserPath, ...] = option(
-        ..., "Images, and folders with images (subfolders too).", positional=True, min_length=1
+        (),
+        "Images, and folders with images (subfolders too); or tar shards, such as shards/{000..099}.tar.",
+        positional=True,
+    )
+    shards: tuple[str, ...] = option(
+        (),
+        "Tar shards: files, URLs or commands after pipe:, several of them with braces. PATHS may name them, too.",
     )
     task_prompt: tuple[str, ...] = option(
         ("<CAPTION>",),
@@ -28,6 +36,24 @@ class ImageOptions(Config):
     max_pixels: int = option(MAX_PIXELS, "Images with more pixels than this are refused.", ge=1)
     watch: bool = option(False, "Go on captioning images as they appear in the folders, until Ctrl-C.")
     dry_run: bool = option(False, "Say what would be done, and do nothing.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shards_among_the_paths(cls, values: Any) -> Any:
+        paths = values.get("paths") if isinstance(values, Mapping) else None
+        if not isinstance(paths, list | tuple):
+            return values
+        shards = tuple(str(path) for path in paths if is_shard_text(str(path)))
+        rest = tuple(path for path in paths if not is_shard_text(str(path)))
+        return {**values, "paths": rest, "shards": (*(values.get("shards") or ()), *shards)}
+
+    @model_validator(mode="after")
+    def _something_to_caption(self) -> Self:
+        if not self.paths and not self.shards:
+            raise ValueError("paths is missing: give PATHS, images or folders with images")
+        if self.paths and self.shards:
+            raise ValueError("paths: tar shards and images are captioned in runs of their own: leave out one of them")
+        return self
 
     @field_validator("paths")
     @classmethod
@@ -65,6 +91,11 @@ class OutputOptions(Config):
         None,
         "One file for all captions, instead of a file for each: .jsonl, .csv, .json or a metadata.jsonl for "
         "imagefolder; - for JSON Lines on standard output.",
+    )
+    shard_form: Literal["jsonl", "tar"] = option(
+        "jsonl",
+        "What is written for each tar shard into output_dir. jsonl: its captions. tar: a new shard of the images with "
+        "their captions.",
     )
     csv_safe: bool = option(
         False,

@@ -11,15 +11,25 @@ from pydantic import model_validator
 from florence2ner.config.caption_options import ImageOptions, OutputOptions, TextOptions
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
 from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
-from florence2ner.config.options import BatchOptions, GenerationOptions, MachineOptions, ModelOptions, SamplingOptions
+from florence2ner.config.options import (
+    BatchOptions,
+    GenerationOptions,
+    LengthOptions,
+    MachineOptions,
+    ModelOptions,
+    SamplingOptions,
+)
 from florence2ner.config.train_options import (
     CheckpointOptions,
     DatasetOptions,
     EvaluationOptions,
     FreezingOptions,
+    TagOptions,
     TrainingOptions,
     TrainMachineOptions,
 )
+
+_LONGEST_NAME = 100  # of a run that has none of its own, in characters
 
 # pydantic collects fields from the last base to the first, so that the last group comes first in `--help`.
 
@@ -32,6 +42,8 @@ class TrainConfig(
     TrainingOptions,
     FreezingOptions,
     ModelOptions,
+    TagOptions,
+    LengthOptions,
     DatasetOptions,
 ):
     """Settings of `florence2ner train`."""
@@ -48,7 +60,8 @@ class TrainConfig(
     @property
     def run_dir(self) -> Path:
         """The folder of this run, with its checkpoints, split, settings and metrics."""
-        return self.output_dir / (self.run_name or self.dataset_path.resolve().name)
+        names = dict.fromkeys(root.name for root in self.dataset_path)
+        return self.output_dir / (self.run_name or "+".join(names)[:_LONGEST_NAME])
 
     @property
     def features_dir(self) -> Path:
@@ -63,6 +76,7 @@ class EvalConfig(
     SamplingOptions,
     GenerationOptions,
     ModelOptions,
+    LengthOptions,
     EvalDatasetOptions,
 ):
     """Settings of `florence2ner eval`."""

@@ -1,12 +1,13 @@
 """The groups of options that only `eval` has."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import DatasetFolder, ReadingOptions, UserPath, check_file
+from florence2ner.config.options import ReadingOptions, UserPath, check_file
+from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 
 
 class EvalDatasetOptions(ReadingOptions):
@@ -14,9 +15,21 @@ class EvalDatasetOptions(ReadingOptions):
 
     panel: ClassVar[str] = "Data"
 
-    dataset_path: DatasetFolder = option(
-        ..., "Folder of captioned images; its eval/ subfolder is used when there is one."
+    dataset_path: DatasetRoots = option(
+        ...,
+        "Folder of captioned images, whose eval/ is used when there is one; or tar shards. Repeat it for several.",
+        min_length=1,
     )
+
+    @model_validator(mode="after")
+    def _roots_are_apart(self) -> Self:
+        resolve_roots(self.dataset_path, self)
+        return self
+
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """The roots of `dataset_path`."""
+        return resolve_roots(self.dataset_path, self)
 
 
 class ReportOptions(Config):

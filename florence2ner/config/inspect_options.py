@@ -78,6 +78,9 @@ class PlannedRunOptions(Config):
 
     panel: ClassVar[str] = "Training"
 
+    earlier_run: DatasetFolder | None = option(
+        None, "Folder of an earlier run on this machine: its speed says how long an epoch takes."
+    )
     epochs: int = _as_in_train(TrainingOptions, "epochs")
     max_steps: int | None = _as_in_train(TrainingOptions, "max_steps")
     train_batch_size: int = _as_in_train(TrainingOptions, "train_batch_size")

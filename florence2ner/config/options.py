@@ -3,6 +3,7 @@
 Each option is declared once: here, or in the `*_options.py` of the only command that has it.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -27,6 +28,20 @@ def check_file(path: Path, example: str) -> None:
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 DatasetFolder = Annotated[UserPath, AfterValidator(_require_folder)]
+_HUB_ID = re.compile(r"[\w.-]*\w/\w[\w.-]*")
+
+
+def is_on_hub(path: Path) -> bool:
+    """Whether the path of a dataset, which is none on this machine, may be its id on the Hugging Face hub."""
+    return not path.exists() and bool(_HUB_ID.fullmatch(path.as_posix()))
+
+
+def folder_or_hub_id(path: Path) -> Path:
+    """The same path, of the user's home where it begins with ~. Raises ValueError where it is neither."""
+    path = path.expanduser()
+    return path if is_on_hub(path) else _require_folder(path)
+
+
 MAX_PIXELS = 200_000_000  # a larger image is taken for a decompression bomb
 
 
@@ -47,6 +62,7 @@ class ModelOptions(Config):
 EXTENSION_PATTERN = r"^\.[^/\\]+$"  # of caption files
 CaptionExtension = Annotated[str, Field(pattern=EXTENSION_PATTERN)]
 CaptionLines = Literal["whole", "first", "each", "random"]
+TooLong = Literal["skip", "truncate", "refuse"]
 
 
 class TaskOptions(Config):
@@ -70,14 +86,30 @@ class ReadingOptions(TaskOptions):
         "What a caption file holds. whole: one caption. first, each, random: one a line, of which the first is used, "
         "each as an example of its own, or another one in each epoch.",
     )
-    layout: Literal["auto", "files", "table", "coco", "yolo"] = option(
+    layout: Literal["auto", "files", "tasks", "table", "coco", "yolo", "ocr", "huggingface", "shards"] = option(
         "auto",
-        "How the dataset is kept. files: caption files beside images. table: rows of JSON Lines, JSON or CSV. auto: by "
-        "content.",
+        "How the dataset is kept. files: caption files beside images. tasks: in folders named by their task, such as "
+        "<OD>. table: rows of JSON Lines, JSON or CSV. ocr: texts with corners, as ICDAR's. "
+        "huggingface: parquet files, or saved by the library datasets. shards: WebDataset's. auto: by content.",
     )
     image_column: str | None = option(None, "Column of a table with the image's path. none: one of the usual names.")
     caption_column: str | None = option(None, "Column of a table with the caption, or a list of captions.")
     prompt_column: str | None = option(None, "Column of a table with the task prompt; where empty, task_prompt counts.")
+    allow_outside: bool = option(
+        False, "Let a table or a COCO file name images that are outside of the dataset's folder."
+    )
+
+
+class LengthOptions(Config):
+    """What becomes of captions that are longer than the model can write."""
+
+    panel: ClassVar[str] = "Data"
+
+    too_long: TooLong = option(
+        "skip",
+        "What becomes of captions that are longer than the model can write. skip: they are left out. truncate: they "
+        "are cut after a word, answers with boxes after a box. refuse: the command ends and names them.",
+    )
 
 
 class Decoding(Config):

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import DatasetFolder, MachineOptions, ReadingOptions, UserPath
+from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath
+from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 from florence2ner.metrics import MetricName
 
 
@@ -33,9 +34,18 @@ class DatasetOptions(ReadingOptions):
 
     panel: ClassVar[str] = "Data"
 
-    dataset_path: DatasetFolder = option(
+    dataset_path: DatasetRoots = option(
         ...,
-        "Folder of images, each with its caption in a file of the same name (see caption_extension); subfolders too.",
+        "Folder of images, each with its caption in a file of the same name (see caption_extension); subfolders too; "
+        "or tar shards, such as shards/{000..099}.tar. Repeat the flag for several; in YAML each may be a mapping with "
+        "path, weight, task_prompt, layout and so on.",
+        min_length=1,
+    )
+    kohya_repeats: bool = option(
+        False, "Train on images in a folder named as kohya names them, such as 10_cats, ten times in each epoch."
+    )
+    eval_path: DatasetRoots = option(
+        (), "Folder or shards to evaluate on, apart from dataset_path; none of that is held out then."
     )
     eval_split_ratio: float = option(
         0.1,
@@ -45,9 +55,65 @@ class DatasetOptions(ReadingOptions):
         lt=1,
     )
     eval_split_count: int | None = option(None, "Number of images held out, instead of a share.", ge=1)
+    split_by_similarity: int | None = option(
+        None,
+        "Keep near duplicates on one side: images whose perceptual hashes differ by at most this many of 64 bits, such "
+        "as 4. Each image is decoded once more for that. none: copies only, byte for byte.",
+        ge=0,
+        le=15,
+    )
     split: UserPath | None = option(
         None, "JSON file with the images to train on and those held out, such as the split.json of another run."
     )
+
+    @model_validator(mode="after")
+    def _held_out_in_one_way(self) -> Self:
+        for name in ("eval_split_count", "split"):
+            if self.eval_path and getattr(self, name) is not None:
+                raise ValueError(f"eval_path and {name} both say what is evaluated on: leave out one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _roots_are_apart(self) -> Self:
+        resolve_roots((*self.dataset_path, *self.eval_path), self)
+        return self
+
+    @property
+    def roots(self) -> tuple[Root, ...]:
+        """The roots of `dataset_path`."""
+        return resolve_roots((*self.dataset_path, *self.eval_path), self)[: len(self.dataset_path)]
+
+    @property
+    def eval_roots(self) -> tuple[Root, ...]:
+        """The roots of `eval_path`."""
+        return resolve_roots((*self.dataset_path, *self.eval_path), self)[len(self.dataset_path) :]
+
+
+class TagOptions(Config):
+    """How captions are varied from one epoch to the next, as kohya_ss does it for tags."""
+
+    panel: ClassVar[str] = "Data"
+
+    shuffle_tags: bool = option(
+        False, "Train on the tags of a caption in another order in each epoch. Answers with boxes stay as they are."
+    )
+    keep_tags: int = option(0, "This many tags stay in front, and are never left out.", ge=0)
+    tag_dropout: float = option(0.0, "Share of the tags that are left out, others in each epoch.", ge=0, lt=1)
+    tag_separator: str = option(",", "What is between two tags.", min_length=1)
+    caption_dropout: float = option(
+        0.0,
+        "Share of the captions that count for nothing, others in each epoch: the model learns nothing from them then.",
+        ge=0,
+        lt=1,
+    )
+
+    @model_validator(mode="after")
+    def _tags_are_varied(self) -> Self:
+        for name in ("keep_tags", "tag_separator"):
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and not (self.shuffle_tags or self.tag_dropout):
+                raise ValueError(f"{name} does nothing alone: set shuffle_tags or tag_dropout, too")
+        return self
 
 
 class TrainingOptions(Config):

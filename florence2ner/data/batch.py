@@ -10,8 +10,12 @@ from transformers import Florence2Processor
 
 from florence2ner.data.order import Draw
 from florence2ner.data.samples import Sample
+from florence2ner.data.shards import Faults
+from florence2ner.data.tags import CaptionRule
 from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.inputs import IGNORE_INDEX, Embeddings, Features, Images, PartlyEncoded, Pixels, Tensors, Text
+
+AS_THEY_ARE = CaptionRule()
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,20 @@ class Example:
     """One drawn sample with its decoded image or its cached encoding: exactly one of `pixels` and `encoded` is set."""
 
     draw: Draw
+    sample: Sample
     pixels: Tensor | None = None  # uint8 (3, H, W)
     encoded: Tensor | None = None  # see `FeatureSource`
     size: tuple[int, int] = (0, 0)  # (width, height) of the upright image in the file, in pixels; unset if not decoded
     failure: str = ""  # why the image could not be read
+
+
+@dataclass(frozen=True)
+class FromLane:
+    """What the reader of a stream says with a batch: where its lane is afterwards, and what was passed over so far."""
+
+    lane: int
+    position: list[int]  # as `Position.numbers` gives it
+    faults: Faults  # since the batch before
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ class Batch(Tensors):
     valid: tuple[bool, ...]  # (B,) False for a filler (see `Draw`) and for an image that could not be read
     failures: tuple[tuple[int, str], ...]  # index and reason of each image that could not be read
     sizes: tuple[tuple[int, int], ...]  # (B,) as in `Example`
+    refs: tuple[tuple[str, str], ...] = ()  # (B,) the key of each image, and what it is called in messages
+    origin: FromLane | None = None  # None: not of a stream
 
     @property
     def label_tokens(self) -> int:
@@ -66,17 +82,13 @@ class Collator:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
         processor: Florence2Processor | None,
         encoded_type: type[Features] | type[Embeddings] = Features,
-        *,
-        seed: int = 0,
+        rule: CaptionRule = AS_THEY_ARE,
     ) -> None:
-        """`seed` is for drawing one of several captions of a sample."""
-        self.seed = seed
-        self.samples = samples
         self.processor = processor
         self.encoded_type = encoded_type
+        self.rule = rule
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         return Batch(
@@ -86,6 +98,7 @@ class Collator:
             valid=tuple(example.draw.valid for example in examples),
             failures=tuple((example.draw.index, example.failure) for example in examples if example.failure),
             sizes=tuple(example.size for example in examples),
+            refs=tuple((example.sample.image.key, str(example.sample.image)) for example in examples),
         )
 
     def _stack(self, examples: Sequence[Example]) -> Images:
@@ -99,17 +112,17 @@ class Collator:
         return PartlyEncoded(Pixels(torch.stack(pixels)), known, tuple(e.encoded is not None for e in examples))
 
     def _write(self, processor: Florence2Processor, examples: Sequence[Example]) -> Text:
-        """Prompts as the processor expands them, and captions as padded labels; invalid samples have no labels."""
-        samples = [self.samples[example.draw.index] for example in examples]
+        """Prompts as the processor expands them, and captions as padded labels.
+
+        Samples that are not valid, and those whose caption is left out this time, have no labels.
+        """
+        samples = [example.sample for example in examples]
         prompts = [expand_prompt(processor, sample.task_prompt) for sample in samples]
         mask = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True)
-        drawn = zip(samples, examples, strict=True)
-        texts = [sample.caption_in(example.draw.epoch, self.seed) for sample, example in drawn]
-        captions = processor.tokenizer(texts).input_ids
-        rows = [
-            torch.tensor(ids if example.draw.valid else [IGNORE_INDEX])
-            for ids, example in zip(captions, examples, strict=True)
-        ]
+        drawn = zip(samples, (example.draw for example in examples), strict=True)
+        texts = [self.rule.caption_of(sample, draw.visit) if draw.valid else None for sample, draw in drawn]
+        captions = iter(processor.tokenizer([text for text in texts if text is not None] or [""]).input_ids)
+        rows = [torch.tensor([IGNORE_INDEX] if text is None else next(captions)) for text in texts]
         labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
         return Text(
             input_ids=pad_sequence(prompts, batch_first=True, padding_value=processor.tokenizer.pad_token_id),

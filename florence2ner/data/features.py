@@ -59,7 +59,7 @@ class FeatureCache:
         found: dict[str, str] = {}
         unknown: list[tuple[ImageRef, str]] = []
         for image in images:
-            if (stamp := _stamp(image)) is None:
+            if (stamp := image.stamp()) is None:
                 continue
             if digest := known.get(stamp):
                 found[image.key] = digest
@@ -159,15 +159,6 @@ def _is_running(process: str) -> bool:
     except PermissionError:  # it runs, but belongs to another user
         return True
     return True
-
-
-def _stamp(image: ImageRef) -> str | None:
-    """Path, size, times and inode of the file: a string that changes whenever the file does. None: there is no file."""
-    try:
-        found = image.path.stat()
-    except OSError:
-        return None
-    return f"{os.path.abspath(image.path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def _digest(image: ImageRef) -> str | None:

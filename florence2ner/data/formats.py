@@ -3,7 +3,7 @@
 import importlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -71,12 +71,26 @@ def readable_images(root: Path, left_out: LeftOut | None = None) -> list[Path]:
 
     What is passed over is added to `left_out`.
     """
-    found = list_files(root, ALL_EXTENSIONS, left_out)
-    return [path for path in found if (plugin := PLUGINS.get(path.suffix.lower())) is None or load_plugin(plugin)]
+    return [path for path in list_files(root, ALL_EXTENSIONS, left_out) if can_be_decoded(path.name)]
+
+
+def can_be_decoded(name: str) -> bool:
+    """Whether an image of that name needs no plugin, or one that is installed."""
+    plugin = PLUGINS.get(os.path.splitext(name)[1].lower())
+    return plugin is None or load_plugin(plugin)
 
 
 def list_files(root: Path, extensions: Iterable[str], left_out: LeftOut | None = None) -> list[Path]:
-    """The files below `root` with one of the extensions, upper or lower case, sorted. Hidden files are left out.
+    """The files below `root` with one of the extensions, upper or lower case, sorted; as `walk_files` finds them."""
+    return [folder / name for folder, names in walk_files(root, extensions, left_out) for name in names]
+
+
+def walk_files(
+    root: Path, extensions: Iterable[str], left_out: LeftOut | None = None
+) -> Iterator[tuple[Path, list[str]]]:
+    """The folders below `root`, `root` too, each with the names of its files that have one of the extensions.
+
+    Extensions may be in upper or lower case. Folders and names are sorted; hidden ones are left out.
 
     Links to folders are followed, but each folder is listed only once: by its own path if that is below `root`, else by
     the first link to it. A link to a file counts as a file, even when it is broken. Pipes, sockets and devices, which
@@ -106,7 +120,7 @@ def list_files(root: Path, extensions: Iterable[str], left_out: LeftOut | None =
                     else:
                         names[folder].append(entry.name)
         ahead = links
-    return [Path(root, *folder, name) for folder in sorted(names) for name in sorted(names[folder])]
+    return ((Path(root, *folder), sorted(names[folder])) for folder in sorted(names))
 
 
 def _is_special(entry: os.DirEntry[str]) -> bool:

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Florence2Processor
 
 from florence2ner.config.options import MAX_PIXELS
-from florence2ner.data.batch import Collator, Example, FeatureSource, Window
+from florence2ner.data.batch import AS_THEY_ARE, Collator, Example, FeatureSource, Window
 from florence2ner.data.images import load_pixels
-from florence2ner.data.order import DataOrder, Draw
+from florence2ner.data.order import Draw, ShuffledOrder
 from florence2ner.data.pictures import ImageError
 from florence2ner.data.samples import Sample
+from florence2ner.data.tags import CaptionRule
 from florence2ner.engine import launcher
 from florence2ner.model.inputs import Features
 
@@ -66,7 +67,7 @@ class TrainLoader:
         self,
         samples: Sequence[Sample],
         processor: Florence2Processor,
-        order: DataOrder,
+        order: ShuffledOrder,
         *,
         process: int,
         first: int,
@@ -74,15 +75,15 @@ class TrainLoader:
         workers: Workers = NO_WORKERS,
         features: FeatureSource | None = None,
         depth: int = 1,
-        seed: int = 0,
+        rule: CaptionRule = AS_THEY_ARE,
     ) -> None:
         """`process` is this process's index; `depth` is the usual number of batches per window.
 
-        `seed` is for drawing one of several captions of a sample.
+        `rule` says which caption a sample is trained on.
         """
         self.planned = _PlannedBatches(order, process, first, end)
-        dataset = SampleDataset(samples, _image_size(processor), features=features)
-        self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth, seed=seed)
+        dataset = SampleDataset(samples, image_size_of(processor), features=features)
+        self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth, rule=rule)
 
     def __iter__(self) -> Iterator[Window]:
         batches = iter(self.loader)
@@ -109,7 +110,7 @@ class SequentialLoader:
         features: FeatureSource | None = None,
     ) -> None:
         draws = ([Draw(index) for index in batch] for batch in batches)
-        dataset = SampleDataset(samples, _image_size(processor), max_pixels=max_pixels, features=features)
+        dataset = SampleDataset(samples, image_size_of(processor), max_pixels=max_pixels, features=features)
         self.loader = _data_loader(dataset, draws, processor if text else None, workers)
 
     def __iter__(self) -> Iterator[Window]:
@@ -139,22 +140,27 @@ class SampleDataset(Dataset[Example]):
         return len(self.samples)
 
     def __getitem__(self, draw: Draw) -> Example:
-        image = self.samples[draw.index].image
-        if self.features and (encoded := self.features.load(image.key)) is not None:
-            return Example(draw, encoded=encoded)
-        try:
-            picture = load_pixels(image, self.image_size, max_pixels=self.max_pixels)
-        except ImageError as error:
-            blank = torch.zeros((3, *self.image_size), dtype=torch.uint8)
-            return Example(Draw(draw.index, valid=False), blank, failure=str(error))
-        return Example(draw, picture.pixels, size=picture.size)
+        sample = self.samples[draw.index]
+        if self.features and (encoded := self.features.load(sample.image.key)) is not None:
+            return Example(draw, sample, encoded=encoded)
+        return load_example(draw, sample, self.image_size, max_pixels=self.max_pixels)
+
+
+def load_example(draw: Draw, sample: Sample, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Example:
+    """Decode a sample's image to `size` (height, width); one that can't be read becomes a black one, not valid."""
+    try:
+        picture = load_pixels(sample.image, size, max_pixels=max_pixels)
+    except ImageError as error:
+        blank = torch.zeros((3, *size), dtype=torch.uint8)
+        return Example(Draw(draw.index, valid=False), sample, blank, failure=str(error))
+    return Example(draw, sample, picture.pixels, size=picture.size)
 
 
 @dataclass(frozen=True)
 class _PlannedBatches:
     """The batch sampler of `TrainLoader`: the micro-batches of one process from update `first` up to `end`."""
 
-    order: DataOrder
+    order: ShuffledOrder
     process: int
     first: int
     end: int
@@ -168,7 +174,8 @@ class _PlannedBatches:
             yield from window
 
 
-def _image_size(processor: Florence2Processor) -> tuple[int, int]:
+def image_size_of(processor: Florence2Processor) -> tuple[int, int]:
+    """The (height, width) in pixels that a model takes."""
     size = processor.image_processor.size
     return size["height"], size["width"]
 
@@ -180,24 +187,24 @@ def _data_loader(
     workers: Workers,
     *,
     depth: int = 1,
-    seed: int = 0,
+    rule: CaptionRule = AS_THEY_ARE,
 ) -> DataLoader[Any]:
     encoded_type = dataset.features.encoded_type if dataset.features else Features
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=Collator(dataset.samples, processor, encoded_type, seed=seed),
+        collate_fn=Collator(processor, encoded_type, rule),
         num_workers=workers.processes,
         # `TrainLoader` collects a whole window before its first forward: have a whole one ready, or the device waits.
         prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,
         pin_memory=workers.pin_memory,
         # Without it, each new iterator draws from torch's global generator, which changes the dropout of resumed runs.
         generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def leave_signals_to_the_main_process(worker: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker: its images are still needed to finish the update.
 
     Ctrl-C and schedulers signal the workers too.

@@ -1,10 +1,12 @@
 """The samples of a dataset, each with a reference to its image, and the result of searching a folder for them."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from florence2ner.data.chance import chance
 from florence2ner.data.formats import LeftOut
@@ -12,21 +14,29 @@ from florence2ner.display import name_some
 from florence2ner.errors import UserError
 from florence2ner.files import open_regular
 
+Side = Literal["train", "eval"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """A reference to an image file: a stable key, and a way to open it.
 
-    Cache, split.json and results use the key; messages to the user name the path.
+    Cache, split.json and results use the key; messages to the user name the path. Images that are kept otherwise than
+    as files of their own derive from this class.
     """
 
-    key: str  # the path below the root of the dataset, with slashes; without a root, the path as it was given
+    name: str  # the path below the root, with slashes; without a root, the path as it was given
     path: Path
+    root: str = ""  # the name of the root, where a dataset has several
 
     @classmethod
     def below(cls, root: Path, path: Path) -> Self:
-        """An image of the dataset in `root`."""
-        return cls(path.relative_to(root).as_posix(), path)
+        """An image of the dataset in `root`. One outside of it is called by the way there, such as `../a.png`."""
+        with suppress(ValueError):
+            return cls(path.relative_to(root).as_posix(), path)
+        with suppress(ValueError):  # raised on another drive of Windows, to which no way leads
+            return cls(Path(os.path.relpath(path, root)).as_posix(), path)
+        return cls.at(path)
 
     @classmethod
     def at(cls, path: Path) -> Self:
@@ -34,39 +44,60 @@ class ImageRef:
         return cls(path.as_posix(), path)
 
     @property
+    def key(self) -> str:
+        """What the image is called in the cache, in split.json and in results: unique in its dataset."""
+        return f"{self.root}/{self.name}" if self.root else self.name
+
+    @property
     def suffix(self) -> str:
         """The file name's extension in lower case, with its dot."""
         return self.path.suffix.lower()
 
-    def open(self) -> BufferedReader:
+    def open(self) -> BufferedReader | BytesIO:
         """Open the file for reading. Raises OSError for anything but a regular file: opening a pipe could block."""
         return open_regular(self.path)
+
+    def size(self) -> int | None:
+        """The size of the file in bytes; None where there is none."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return None
+
+    def stamp(self) -> str | None:
+        """Path, size, times and inode of the file: another string whenever the file changes. None: there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return f"{os.path.abspath(self.path)} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
     def __str__(self) -> str:
         return str(self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """An image, the task asked about it, and its captions: none where a caption is to be generated.
 
-    Of several captions one is drawn for each epoch: see `caption_in`.
+    Of several captions one is drawn at each visit: see `caption_at`.
     """
 
     image: ImageRef
     task_prompt: str
     captions: tuple[str, ...] = ()
+    weight: float = 1.0  # how often it is trained on in each epoch, on average
 
     @property
     def caption(self) -> str:
         """The caption to compare with: the first. Raises IndexError where there is none."""
         return self.captions[0]
 
-    def caption_in(self, epoch: int | None, seed: int) -> str:
-        """The caption to train on in an epoch, drawn anew for each; the first in evaluation (None)."""
-        if epoch is None or len(self.captions) == 1:
+    def caption_at(self, visit: int | None, seed: int) -> str:
+        """The caption to train on at a visit (see `Draw`), drawn anew for each; the first in evaluation (None)."""
+        if visit is None or len(self.captions) == 1:
             return self.caption
-        drawn = chance(seed, "caption", epoch, self.task_prompt, self.image.key)
+        drawn = chance(seed, "caption", visit, self.task_prompt, self.image.key)
         return self.captions[int(drawn * len(self.captions))]
 
 
@@ -93,6 +124,26 @@ class Discovery:
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
         return [*lines, *self.left_out.report(), *self.notes]
+
+
+def merge(parts: Sequence[Discovery]) -> Discovery:
+    """What was found in several folders, each file and note once."""
+
+    def all_of(name: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(item for part in parts for item in getattr(part, name)))
+
+    return Discovery(
+        tuple(sample for part in parts for sample in part.samples),
+        all_of("images_without_caption"),
+        all_of("captions_without_image"),
+        LeftOut(
+            [folder for part in parts for folder in part.left_out.folders],
+            [path for part in parts for path in part.left_out.special],
+        ),
+        all_of("images_in_no_list"),
+        all_of("not_utf8"),
+        all_of("notes"),
+    )
 
 
 def check_utf8(not_utf8: Sequence[Path]) -> None:

@@ -6,17 +6,20 @@ import os
 import re
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from florence2ner.config.roots import Root, absolute_shard
 from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
 from florence2ner.data.split import Lists, Split
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
 
 SPLIT_FILE = "split.json"
-_ROOT, _TRAIN, _EVAL, _IMAGES, _CAPTIONS = "dataset_path", "train", "eval", "images", "captions"  # keys of the file
+# Keys of the file.
+_ROOTS, _TRAIN, _EVAL, _WEIGHTS = "dataset_path", "train", "eval", "weights"
+_IMAGES, _CAPTIONS, _SHARDS = "images", "captions", "shards"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Contents:
         """What they are now. `digests` are those of the feature cache, by key; there need not be any."""
         samples = split.samples
         return cls(
-            {sample.image.key: digests.get(sample.image.key) or _bytes(sample) for sample in samples},
+            {sample.image.key: digests.get(sample.image.key) or sample.image.size() for sample in samples},
             {key: _digest(captions) for key, captions in _captions(split).items()},
         )
 
@@ -49,29 +52,38 @@ class Contents:
         changed: dict[str, None] = {}
         for sample in split.samples:
             before = self.images.get(sample.image.key)
-            now = _bytes(sample) if isinstance(before, int) else digests.get(sample.image.key)
+            now = sample.image.size() if isinstance(before, int) else digests.get(sample.image.key)
             if before is not None and now is not None and before != now:
                 changed[sample.image.key] = None
         return list(changed)
 
 
-def split_to_json(split: Split, root: Path, contents: Contents) -> str:
-    """The content of split.json: the dataset's folder, the keys of both kinds of images, and `contents`."""
+def split_to_json(split: Split, roots: Sequence[Root], contents: Contents, shards: Sequence[str] = ()) -> str:
+    """The content of split.json: the roots, keys and weights of what is trained on and held out, and `contents`.
+
+    Of tar shards that are trained on it has the `shards` alone, in their order.
+    """
+    weights = [sample.weight for sample in split.train]
     record = {
-        _ROOT: str(root.resolve()),
+        _ROOTS: {root.name: absolute_shard(root.shards) if root.shards else str(root.path.resolve()) for root in roots},
         _TRAIN: [sample.image.key for sample in split.train],
         _EVAL: [sample.image.key for sample in split.eval],
+        _WEIGHTS: [] if set(weights) == {1.0} else weights,  # of what is trained on; none where each counts once
         _IMAGES: contents.images,
         _CAPTIONS: contents.captions,
+        _SHARDS: list(shards),
     }
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     # Python has lone surrogates for bytes of a file name that are not UTF-8; a UTF-8 file can hold them only escaped.
     return re.sub("[\ud800-\udfff]", lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
-def read_split(path: Path, root: Path, found: Discovery, *, unreadable: Collection[str] = ()) -> tuple[Split, Contents]:
-    """The split that a run wrote to `path`, with what was found of it in `root`, and what it was when the run began.
+def read_split(
+    path: Path, roots: Sequence[Root], found: Discovery, *, unreadable: Collection[str] = ()
+) -> tuple[Split, Contents]:
+    """The split that a run wrote to `path`, with what was found of it in `roots`, and what it was when the run began.
 
+    Samples have the weights that they had then, as the order of the data depends on those of all of them.
     Images that the run found to be `unreadable`, by their keys, may be gone. Raises UserError when another one is gone
     or one of its captions, or that is not UTF-8, and when the file is not a split.
     """
@@ -80,20 +92,22 @@ def read_split(path: Path, root: Path, found: Discovery, *, unreadable: Collecti
     for sample in found.samples:
         samples.setdefault(sample.image.key, deque()).append(sample)
     gone: list[Path] = []
+    places = {root.name: root.path for root in roots}
 
-    def read(keys: Sequence[str]) -> tuple[Sample, ...]:
+    def read(keys: Sequence[str], weights: Sequence[float]) -> tuple[Sample, ...]:
         """The samples of the images in a list, which has each as often as the run has samples of it."""
         read = []
-        for key in keys:
+        for key, weight in zip(keys, weights or [1.0] * len(keys), strict=True):
             if rest := samples.get(key):
-                read.append(rest.popleft())
+                read.append(replace(rest.popleft(), weight=weight))
                 continue
+            image = _image(key, places)
             if key not in unreadable:
-                gone.append(root / key)
-            read.append(Sample(ImageRef(key, root / key), "", ("",)))  # it was not trained on, and will not be
+                gone.append(image.path)
+            read.append(Sample(image, "", ("",), weight))  # it was not trained on, and will not be
         return tuple(read)
 
-    split = Split(read(record[_TRAIN]), read(record[_EVAL]))
+    split = Split(read(record[_TRAIN], record[_WEIGHTS]), read(record[_EVAL], []))
     if gone:
         check_utf8(found.not_utf8)
         names = list(dict.fromkeys(gone))
@@ -127,30 +141,41 @@ def read_lists(path: Path) -> Lists:
     return lists
 
 
+def read_shards_of_run(path: Path) -> list[str]:
+    """The tar shards that the run with this split file trains on. Raises UserError when it is not a split."""
+    shards: list[str] = _read(path)[_SHARDS]
+    return shards
+
+
 def images_trained_on(path: Path) -> set[Path]:
-    """Paths of the images that the run with this split file trained on. Raises UserError when it is not a split."""
+    """Paths of the images that the run with this split file trained on, or of the shards that hold them.
+
+    Raises UserError when it is not a split.
+    """
     record = _read(path)
-    return {Path(record[_ROOT], key) for key in record[_TRAIN]}
+    places = {name: Path(place) for name, place in record[_ROOTS].items()}
+    images = {Path(os.path.normpath(_image(key, places).path)) for key in record[_TRAIN]}
+    return images.union(Path(shard).resolve() for shard in record[_SHARDS])
+
+
+def _image(key: str, places: Mapping[str, Path]) -> ImageRef:
+    """The image with that key in one of the roots, whose paths are in `places` by their names."""
+    if "" in places:
+        return ImageRef(key, places[""] / key)
+    name = max((name for name in places if key.startswith(f"{name}/")), key=len, default="")
+    return ImageRef(key.removeprefix(f"{name}/"), places.get(name, Path()) / key.removeprefix(f"{name}/"), name)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if record.keys() >= {_ROOT, _TRAIN, _EVAL, _IMAGES, _CAPTIONS}:
+        if record.keys() >= {_ROOTS, _TRAIN, _EVAL, _WEIGHTS, _IMAGES, _CAPTIONS, _SHARDS}:
             return record
     except (ValueError, AttributeError):
         pass
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     raise UserError(f"{path} doesn't hold the split of a run, or that of another version: start a new run")
-
-
-def _bytes(sample: Sample) -> int | None:
-    """The size of the image file in bytes; None where there is none."""
-    try:
-        return os.stat(sample.image.path).st_size
-    except OSError:
-        return None
 
 
 def _captions(split: Split) -> dict[str, list[str]]:

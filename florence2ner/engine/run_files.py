@@ -30,6 +30,7 @@ class TrainState:
     processes: int = 1
     precision: str = "no"  # of autocast: what the setting "auto" came to
     global_batch: int = 0  # samples per update; with the seed, it determines the order of the data
+    lanes: list[list[int]] = field(default_factory=list)  # where those of a stream of shards are: see `Position`
     tracker_id: str = ""  # of the Weights & Biases run
 
 

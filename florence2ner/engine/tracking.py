@@ -19,9 +19,8 @@ from PIL import Image
 
 from florence2ner.display import Display
 from florence2ner.errors import UserError
-from florence2ner.files import write_text
+from florence2ner.files import METRICS_FILE, write_text
 
-METRICS_FILE = "metrics.jsonl"
 TABLE_COLUMNS = ("truth", "prediction", "image")
 
 

@@ -15,14 +15,13 @@ from rich.table import Table
 
 from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
-from florence2ner.config.options import GenerationOptions
+from florence2ner.config.options import GenerationOptions, TooLong
 from florence2ner.data.batch import Batch, FeatureSource, Window
-from florence2ner.data.captions import drop_overlong, overlong_note, special_tokens_warning
-from florence2ner.data.layouts.choice import choose_layout, discover, no_samples
+from florence2ner.data.captions import fit_captions, overlong_note, special_tokens_warning
+from florence2ner.data.layouts.choice import discover, folder_of, no_samples, with_layout
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
-from florence2ner.data.samples import Sample, check_utf8
-from florence2ner.data.split import EVAL_FOLDER
+from florence2ner.data.samples import Sample, check_utf8, merge
 from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
@@ -96,7 +95,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         display.warn_once(doubt)
     if config.output:
         check_writable(config.output.parent, "choose another --output")
-    root, found = _discover(config, display)
+    folders, found = _discover(config, display)
     (model_name,) = broadcast_object_list([find_model(config.model_name)])  # a run that goes on may find a better one
     if model_name != config.model_name:
         display.say(f"evaluating {model_name}")
@@ -107,7 +106,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
         dtype=autocast_dtype(accelerator),
         compiled=config.compile,
     )
-    samples = _fitting(found, captioner, display)
+    samples = _fitting(found, captioner, config.too_long, display)
     _warn_if_trained_on(model_name, samples, display)
     result = evaluate_samples(
         accelerator,
@@ -128,7 +127,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if accelerator.is_main_process:
         _print(result, show=config.show)
         if config.output:
-            settings = {"model_name": model_name, "dataset_path": str(root)}
+            settings = {"model_name": model_name, "dataset_path": folders}
             write_text(config.output, json.dumps(settings | asdict(result), indent=1, ensure_ascii=False) + "\n")
     accelerator.wait_for_everyone()
     return result
@@ -180,29 +179,34 @@ def evaluate_samples(
     return _summarise([result for part, _ in gathered for result in part], samples)
 
 
-def _discover(config: EvalConfig, display: Display) -> tuple[Path, tuple[Sample, ...]]:
-    """The folder that is evaluated on, and its samples. Prints what is left out; raises UserError for no sample."""
-    held_out = config.dataset_path / EVAL_FOLDER
-    root = held_out if held_out.is_dir() else config.dataset_path
-    layout = choose_layout(config.dataset_path, config)
-    found = discover(config.dataset_path, config, folder=root, layout=layout)
-    check_utf8(found.not_utf8)
+def _discover(config: EvalConfig, display: Display) -> tuple[list[str], tuple[Sample, ...]]:
+    """The folders that are evaluated on, and their samples. Prints what is left out; raises UserError for no sample."""
+    folders, parts = [], []
+    for root in map(with_layout, config.roots):
+        folder = folder_of("eval", root) or root.path
+        found = discover(root, folder=folder)
+        check_utf8(found.not_utf8)
+        if not found.samples:
+            raise no_samples(folder, found, root.options, root.options.layout)
+        folders.append(root.shards or str(folder))
+        parts.append(found)
+    found = merge(parts)
     for line in found.report():
         display.say(line)
-    if not found.samples:
-        raise no_samples(root, found, config, layout)
-    return root, found.samples
+    return folders, found.samples
 
 
-def _fitting(samples: tuple[Sample, ...], captioner: Captioner, display: Display) -> tuple[Sample, ...]:
-    """The samples without those whose captions are too long. Prints their number, and a warning of special tokens."""
+def _fitting(
+    samples: tuple[Sample, ...], captioner: Captioner, too_long: TooLong, display: Display
+) -> tuple[Sample, ...]:
+    """The samples with captions that the model can write. Prints what is left out or cut, and about special tokens."""
     tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
-    kept = drop_overlong(samples, tokenizer, longest)
-    if note := overlong_note(samples, kept, longest):
+    fitted = fit_captions(samples, tokenizer, longest, too_long)
+    if note := overlong_note([fitted], longest):
         display.say(note)
-    if warning := special_tokens_warning(kept, tokenizer):
+    if warning := special_tokens_warning(fitted.samples, tokenizer):
         display.warn_once(warning)
-    return kept
+    return fitted.samples
 
 
 class _EvaluationStep:
@@ -287,6 +291,7 @@ def _warn_if_trained_on(model_name: str, samples: Sequence[Sample], display: Dis
     if not split_file.is_file():
         return
     trained_on = images_trained_on(split_file)
-    seen = sum(sample.image.path.resolve() in trained_on for sample in samples)
+    paths = (sample.image.path.resolve() for sample in samples)
+    seen = sum(path in trained_on or not trained_on.isdisjoint(path.parents) for path in paths)
     if seen:
         display.say(f"note: {seen} of these {len(samples)} images were trained on; the figures flatter the model")

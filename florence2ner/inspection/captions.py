@@ -11,9 +11,9 @@ from florence2ner.inspection.folder import Folder, Item
 from florence2ner.model.tasks import find_signs, find_task
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
-_OPENING = 3  # words
-_EVERYWHERE = 0.8  # share of the captions beyond which a word is named
-_ENOUGH = 10  # captions below which shares say nothing
+OPENING = 3  # words
+EVERYWHERE = 0.8  # share of the captions beyond which a word is named
+ENOUGH = 10  # captions below which shares say nothing
 _MOST_NAMED = 20  # openings or words
 _LENGTHS = (5, 10, 20, 40, 80, 160)  # words
 # Words that nearly every English sentence has: not worth naming.
@@ -42,8 +42,13 @@ def caption_findings(folder: Folder, task_prompt: str, trigger_word: str | None,
             tuple(Example(item.image.key, " ".join(found), (item.image,)) for item, found in signs.items()),
         ),
         *([_without_trigger(captioned, trigger_word)] if trigger_word else []),
-        *(_habits(captioned, opening_share) if len(captioned) >= _ENOUGH else []),
+        *(_habits(captioned, opening_share) if len(captioned) >= ENOUGH else []),
     ]
+
+
+def opening_of(caption: str) -> str:
+    """The first words of a caption, in lower case."""
+    return " ".join(_WORD.findall(caption)[:OPENING]).lower()
 
 
 def caption_histogram(items: Sequence[Item]) -> tuple[Histogram, ...]:
@@ -123,9 +128,8 @@ def _habits(captioned: Sequence[Item], opening_share: float) -> list[Finding]:
     openings: defaultdict[str, int] = defaultdict(int)
     words: Counter[str] = Counter()
     for item in captioned:
-        found = [word.lower() for word in _WORD.findall(item.caption)]
-        openings[" ".join(found[:_OPENING])] += 1
-        words.update({*found} - _COMMON)
+        openings[opening_of(item.caption)] += 1
+        words.update({word.lower() for word in _WORD.findall(item.caption)} - _COMMON)
     total = len(captioned)
     frequent = sorted(openings.items(), key=lambda pair: -pair[1])[:_MOST_NAMED]
     return [
@@ -143,12 +147,12 @@ def _habits(captioned: Sequence[Item], opening_share: float) -> list[Finding]:
         Finding(
             "word-everywhere",
             "note",
-            f"[word is|words are] in more than {_EVERYWHERE:.0%} of the captions",
+            f"[word is|words are] in more than {EVERYWHERE:.0%} of the captions",
             "fine for a trigger word or what all images show; else the model writes them whatever it sees",
             tuple(
                 Example(word, f"{count / total:.0%} of {total} captions")
                 for word, count in words.most_common(_MOST_NAMED)
-                if count / total > _EVERYWHERE
+                if count / total > EVERYWHERE
             ),
         ),
     ]

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
+from florence2ner.data.look import Look
+from florence2ner.data.similar import similar_groups
 from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
 from florence2ner.inspection.folder import Folder, Item, set_aside
-from florence2ner.inspection.look import Look
-from florence2ner.inspection.similar import similar_groups
 
 Looks = Mapping[Item, Look]
 

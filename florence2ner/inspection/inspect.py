@@ -8,6 +8,7 @@ from typing import Any
 from florence2ner.config.commands import InspectConfig
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.layouts.choice import choose_layout
+from florence2ner.data.look import look_at_all
 from florence2ner.display import Display
 from florence2ner.errors import UserError
 from florence2ner.files import as_utf8, check_writable, write_text
@@ -15,7 +16,6 @@ from florence2ner.inspection.captions import caption_findings, caption_histogram
 from florence2ner.inspection.findings import Figure, Finding, Histogram, Inspection, in_order, plain
 from florence2ner.inspection.folder import Folder, folder_findings, read_folder
 from florence2ner.inspection.images import Looks, image_figures, image_findings, image_histograms
-from florence2ner.inspection.look import look_at_all
 from florence2ner.inspection.page import build_page
 from florence2ner.inspection.run import run_figures, run_findings, usable
 from florence2ner.inspection.tables import print_inspection

@@ -1,17 +1,23 @@
 """The training run that a dataset is for: whether there is anything to train on, its updates, and its feature cache."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
 from florence2ner.config.commands import InspectConfig
 from florence2ner.config.train_options import TrainingOptions
 from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.split import number_held_out
+from florence2ner.errors import UserError
+from florence2ner.files import METRICS_FILE
 from florence2ner.inspection.findings import Example, Figure, Finding
 from florence2ner.inspection.folder import Folder
 from florence2ner.inspection.images import Looks
 
 # Bytes of one image's encoding by Florence-2-base at 768 pixels, in bfloat16: what `bytes_of_encoding` gives for it.
 BASE_ENCODING = (577 + 1) * 1024 * 2
+_SPEED, _LAST = "train/images_per_second", 20  # lines of the log whose median counts
 _BYTES = {"bf16": 2, "fp32": 4}  # per value
 
 
@@ -62,7 +68,10 @@ def run_findings(folder: Folder, found: Usable, ratio: float) -> list[Finding]:
 
 
 def run_figures(config: InspectConfig, found: Usable, encoding: int | None) -> list[Figure]:
-    """Updates and disk. `encoding`: bytes per image in bfloat16; None: not known."""
+    """Updates, time and disk. `encoding`: bytes per image in bfloat16; None: not known.
+
+    Raises UserError where the earlier run that is named tells no speed.
+    """
     numbers: dict[str, float] = {"train_images": found.train, "eval_images": found.held_out}
     figures = [Figure("trained on", f"{found.train} images, {found.held_out} held out", numbers)]
     if not found.train:
@@ -85,4 +94,24 @@ def run_figures(config: InspectConfig, found: Usable, encoding: int | None) -> l
             f"{total / 1e9:.3g} GB on the disk, {size / 1e6:.2f} MB per image{how}",
             {"cache_bytes": total},
         ),
+        *([_time(config.earlier_run, found.train)] if config.earlier_run else []),
     ]
+
+
+def _time(run: Path, images: int) -> Figure:
+    """How long an epoch takes at the speed that a run had at its end."""
+    path = run / METRICS_FILE
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        speeds = [float(line[_SPEED]) for line in lines if line.get(_SPEED)]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can't be read ({error}): name the folder of a run with --earlier-run") from None
+    if not speeds:
+        raise UserError(f"{path} has no {_SPEED}: name another run with --earlier-run, or leave it out")
+    speed = median(speeds[-_LAST:])
+    seconds = images / speed
+    return Figure(
+        "time per epoch",
+        f"{seconds:.3g} seconds at the {speed:.3g} images per second of {run.name}, without evaluations",
+        {"seconds_per_epoch": seconds},
+    )

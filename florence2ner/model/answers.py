@@ -44,6 +44,7 @@ _POLYGONS = re.compile(f"{_MARK}{{4,}}")
 _POLYGON = re.compile(f"((?:{_LOC})+)(?:<sep>|$)")
 _POLYGON_LABEL = re.compile(r"(?:loc_[0-9]{1,3}>)?(.*?)(?=<loc_|<poly>)", re.DOTALL)
 _BIN = re.compile("<loc_([0-9]+)>")
+_LOCATIONS = re.compile(f"((?:{_LOC})+)")
 _FRAME = re.compile("<s>|</s>|<pad>")  # the tokens around a text
 
 
@@ -168,6 +169,33 @@ def label_fault(label: str) -> str | None:
     )
 
 
+def answer_fault(task: Task, text: str) -> str | None:
+    """Why not all of an answer would be read back by `parse_answer`, as the rest of a sentence; None where it would.
+
+    Text has no fault. Of polygons only whether they are there is looked at.
+    """
+    if not task.is_structured:
+        return None
+    *pairs, rest = _LOCATIONS.split(text.strip())
+    if not pairs:
+        return "holds no location, such as <loc_500>"
+    if task.answer in ("polygons", "boxes_or_polygons"):
+        return None
+    for label, locations in zip(map(str.strip, pairs[::2]), pairs[1::2], strict=True):
+        number = locations.count("<")
+        if task.answer == "quads":
+            fault = text_fault(label)
+            fits = number == 8
+        else:
+            fault = None if task.answer == "proposals" else label_fault(label)
+            fits = number % 4 == 0
+        if fault:
+            return f"has the label {label!r}, which {fault}"
+        if not fits:
+            return f"has {number} locations after {label!r}, not {'8' if task.answer == 'quads' else '4 for each box'}"
+    return f"ends with {rest.strip()!r}, which no location follows" if rest.strip() else None
+
+
 def write_quads(labels: Sequence[str], quads: Iterable[Sequence[float]], image_size: tuple[float, float]) -> str:
     """The text of an `<OCR_WITH_REGION>` answer, as `write_boxes` does it: each text and x y of its four corners.
 
@@ -175,10 +203,17 @@ def write_quads(labels: Sequence[str], quads: Iterable[Sequence[float]], image_s
     """
     written = []
     for label, quad in zip(map(str.strip, labels), quads, strict=True):
-        if not label or "<loc_" in label or _FRAME.search(label):
-            raise UserError(f"the text {label!r} is empty or holds a token of Florence-2: leave it out")
+        if fault := text_fault(label):
+            raise UserError(f"the text {label!r} {fault}: leave it out")
         written.append(label + _locations(quad, image_size))
     return "".join(written)
+
+
+def text_fault(text: str) -> str | None:
+    """Why an `<OCR_WITH_REGION>` answer can't have this text, as the rest of a sentence about it; None where it can."""
+    if not text.strip() or "<loc_" in text or _FRAME.search(text):
+        return "is empty or holds a token of Florence-2"
+    return None
 
 
 def _locations(coordinates: Sequence[float], size: tuple[float, float]) -> str:

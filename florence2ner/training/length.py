@@ -12,14 +12,10 @@ _SHORT_RUN_RATE = "5e-5"  # the learning rate for so many; 1e-5, for thousands o
 
 
 def count_updates(config: TrainConfig, order: DataOrder) -> int:
-    """The number of optimizer updates of the whole run, from its very start.
-
-    Raises UserError where the length of an epoch is unknown and `max_steps` is not set.
-    """
+    """The number of optimizer updates of the whole run, from its very start."""
     if config.max_steps:
         return config.max_steps
-    if order.updates_per_epoch is None:
-        raise UserError("nobody knows how long an epoch of this dataset is: set max_steps")
+    assert order.updates_per_epoch is not None, "where it is unknown, max_steps is set"
     return config.epochs * order.updates_per_epoch
 
 
@@ -50,7 +46,7 @@ def settle_warmup(config: TrainConfig, start: Start, total_steps: int) -> tuple[
     )
 
 
-def advise(config: TrainConfig, start: Start, order: ShuffledOrder, total_steps: int) -> str | None:
+def advise(config: TrainConfig, start: Start, order: DataOrder, total_steps: int) -> str | None:
     """A line for the user whose new run makes too few updates to learn from its images, else None.
 
     It names the settings that make enough: each update takes a tenth of the images at most, in as many epochs as that
@@ -58,6 +54,7 @@ def advise(config: TrainConfig, start: Start, order: ShuffledOrder, total_steps:
     """
     if total_steps >= _FEW_UPDATES or config.max_steps or start.checkpoint:
         return None
+    assert isinstance(order, ShuffledOrder), "others need max_steps"
     images, processes = len(order.samples), order.processes
     batch = 1
     while 2 * batch <= config.train_batch_size and 20 * batch * processes <= images:

@@ -2,8 +2,10 @@
 
 import time
 
+from accelerate.utils import gather_object
+
 from florence2ner.data.batch import Window
-from florence2ner.data.samples import Sample
+from florence2ner.data.shards import Faults
 from florence2ner.display import Bar
 from florence2ner.engine.run_files import TrainState
 from florence2ner.errors import UserError
@@ -18,14 +20,20 @@ class Progress:
     """Updates the counters in `state`, and collects metrics from one log line to the next."""
 
     def __init__(
-        self, context: Context, state: TrainState, samples: tuple[Sample, ...], bar: Bar, checkpoints: Checkpoints
+        self,
+        context: Context,
+        state: TrainState,
+        epoch_size: int | None,
+        bar: Bar,
+        checkpoints: Checkpoints,
     ) -> None:
         self._context = context
         self._state = state
-        self._samples = samples
+        self._epoch_size = epoch_size
         self._bar = bar
         self._checkpoints = checkpoints
         self._unlogged: list[Update] = []  # since the last log line, of this process; `state` has their sums
+        self._faults = Faults()  # of a stream, in this process
         self._seconds = 0.0  # that these updates took
         self._clock = 0.0
 
@@ -41,11 +49,15 @@ class Progress:
         self._seconds += time.perf_counter() - self._clock
         self._unlogged.append(update)
         for batch in window.batches:
+            refs = dict(zip(batch.indices, batch.refs, strict=True))
             for index, reason in batch.failures:
-                image = self._samples[index].image
-                self._context.display.warn(f"{image} is skipped: {reason}")
-                if image.key not in state.unreadable:
-                    state.unreadable.append(image.key)
+                key, name = refs[index]
+                self._context.display.warn(f"{name} is skipped: {reason}")
+                if key not in state.unreadable:
+                    state.unreadable.append(key)
+            if batch.origin:
+                state.lanes[batch.origin.lane] = batch.origin.position
+                self._note(batch.origin.faults)
         state.skipped_updates += update.skipped
         if update.suspects:
             self._count_bad(update)
@@ -55,11 +67,26 @@ class Progress:
         state.unlogged_loss += update.loss_sum
         state.unlogged_tokens += update.tokens
 
+    def _note(self, faults: Faults) -> None:
+        """Count what was passed over in a stream, and warn of each kind when it comes for the first time."""
+        new = {what: count for what, count in faults.counts.items() if what not in self._faults.counts}
+        for line in Faults(new, faults.names).report():
+            self._context.display.warn(f"{line}; more of this kind is counted at the end")
+        self._faults.merge(faults.counts, faults.names)
+
+    def report_faults(self) -> None:
+        """Say what of a stream was passed over since the start or resume. Every process must call this."""
+        total = Faults()
+        for faults in gather_object([self._faults]):
+            total.merge(faults.counts, faults.names)
+        for line in total.report():
+            self._context.display.say(f"of the shards, as far as they were read: {line}")
+
     def _count_bad(self, update: Update) -> None:
         """Count an update that was skipped. Raises UserError when there were `max_bad_updates` in a row."""
         state = self._state
         state.skipped_in_a_row += 1
-        names = ", ".join(str(self._samples[index].image) for index in update.suspects[:_NAMED])
+        names = ", ".join(update.suspects[:_NAMED])
         what = f"the loss or gradient of update {state.step} is not finite (images: {names})"
         if state.skipped_in_a_row >= self._context.config.max_bad_updates:
             raise UserError(
@@ -77,10 +104,11 @@ class Progress:
         figures = {
             "train/learning_rate": newest.learning_rate,
             "train/gradient_norm": newest.gradient_norm,
-            "train/epoch": state.samples_seen / len(self._samples),
             "train/images_per_second": sum(update.samples for update in self._unlogged) / self._seconds,
             "train/skipped_updates": state.skipped_updates,
         }
+        if self._epoch_size:
+            figures["train/epoch"] = state.samples_seen / self._epoch_size
         if state.unlogged_tokens:
             figures = {"train/loss": state.unlogged_loss / state.unlogged_tokens} | figures
         self._context.accelerator.log(figures, step=state.step)

@@ -12,26 +12,38 @@ import yaml
 
 from florence2ner.config.base import SETTINGS_FILE
 from florence2ner.config.commands import TrainConfig
+from florence2ner.config.roots import absolute_roots, absolute_shard
 from florence2ner.data.layouts.choice import discover
 from florence2ner.data.order import DataOrder
-from florence2ner.data.split import Split, SplitRule, discover_split
-from florence2ner.data.split_file import SPLIT_FILE, Contents, read_lists, read_split, split_to_json
-from florence2ner.display import name_some
+from florence2ner.data.samples import Discovery, merge
+from florence2ner.data.split import Split, SplitRule, discover_held_out, discover_split
+from florence2ner.data.split_file import (
+    SPLIT_FILE,
+    Contents,
+    read_lists,
+    read_shards_of_run,
+    read_split,
+    split_to_json,
+)
+from florence2ner.data.stream import Shard
+from florence2ner.display import Display, name_some
 from florence2ner.engine import launcher
 from florence2ner.engine.checkpoint import sweep
 from florence2ner.engine.run_files import TrainState, find_model, find_resume_point, holds_weights, load_train_state
-from florence2ner.engine.tracking import METRICS_FILE, rewind_metrics
+from florence2ner.engine.tracking import rewind_metrics
 from florence2ner.errors import UserError
-from florence2ner.files import check_writable, hold, write_text
+from florence2ner.files import METRICS_FILE, check_writable, hold, write_text
+from florence2ner.inspection.at_start import notes_at_start
+from florence2ner.training.streaming import check_same_shards, find_shards
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
-_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other")
+_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats")
 
 # Those that a resumed run keeps where the command says nothing.
 _KEPT = {"model_name", "warmup_steps"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start:
     """What a run starts from: a new state, or that of a checkpoint."""
 
@@ -39,6 +51,7 @@ class Start:
     checkpoint: Path | None  # None: a new run
     state: TrainState
     split: Split
+    shards: tuple[Shard, ...] = ()  # that are trained on; `split` has only what is held out then
     before: Contents | None = None  # what images and captions were when the run began; None: it begins now
     first_model: str | None = None  # that the run which is resumed started from
     warmup_steps: int | None = None  # of the run which is resumed
@@ -66,14 +79,26 @@ def find_start(config: TrainConfig) -> Start:
     checkpoint = find_resume_point(config.resume, config.run_dir)
     if config.feature_cache == "disk":
         check_writable(config.features_dir, "choose another --feature-cache-dir")
-    if checkpoint is None:
-        split, found = discover_split(config.dataset_path, config, rule=_split_rule(config))
-        model_name = find_model(config.model_name)
-        notes = found.report()
-        if model_name != config.model_name:
-            notes.append(f"starting from {model_name}")
-        return Start(model_name, None, TrainState(tracker_id=secrets.token_hex(4)), split, notes=notes)
-    return _resume(config, checkpoint)
+    shards = find_shards(config)
+    if checkpoint is not None:
+        return _resume(config, checkpoint, shards)
+    split, found = _discover(config, shards)
+    model_name = find_model(config.model_name)
+    notes = [*found.report(), *notes_at_start(found.samples, (*config.roots, *config.eval_roots))]
+    if model_name != config.model_name:
+        notes.append(f"starting from {model_name}")
+    state = TrainState(tracker_id=secrets.token_hex(4))
+    return Start(model_name=model_name, checkpoint=None, state=state, split=split, shards=shards, notes=notes)
+
+
+def _discover(config: TrainConfig, shards: Sequence[Shard]) -> tuple[Split, Discovery]:
+    """What is trained on and held out, and what was found: beside shards to train on, only what is held out."""
+    if not shards:
+        return discover_split(
+            config.roots, rule=_split_rule(config), eval_roots=config.eval_roots, kohya_repeats=config.kohya_repeats
+        )
+    found = discover_held_out(config.eval_roots if config.eval_steps is not None else ())
+    return Split((), found.samples), found
 
 
 def _split_rule(config: TrainConfig) -> SplitRule | None:
@@ -81,10 +106,18 @@ def _split_rule(config: TrainConfig) -> SplitRule | None:
     if config.eval_steps is None:
         return None
     lists = read_lists(config.split) if config.split else None
-    return SplitRule(seed=config.seed, ratio=config.eval_split_ratio, count=config.eval_split_count, lists=lists)
+    if config.split_by_similarity is not None:
+        Display(is_main=launcher.is_main()).say("decoding every image once, to find near duplicates")
+    return SplitRule(
+        seed=config.seed,
+        ratio=config.eval_split_ratio,
+        count=config.eval_split_count,
+        lists=lists,
+        similarity=config.split_by_similarity,
+    )
 
 
-def _resume(config: TrainConfig, checkpoint: Path) -> Start:
+def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) -> Start:
     """Read from the disk what a resumed run starts from. Raises UserError where that doesn't fit the settings."""
     for name in (SPLIT_FILE, SETTINGS_FILE):
         if not (checkpoint.parent / name).is_file():
@@ -94,14 +127,29 @@ def _resume(config: TrainConfig, checkpoint: Path) -> Start:
     notes = [f"resuming from {checkpoint}, update {state.step}", *_compare_settings(settings, config)]
     if checkpoint.parent != config.run_dir.resolve():
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
-    found = discover(config.dataset_path, config)
-    split, before = read_split(checkpoint.parent / SPLIT_FILE, config.dataset_path, found, unreadable=state.unreadable)
+    split_file = checkpoint.parent / SPLIT_FILE
+    check_same_shards(read_shards_of_run(split_file), shards)
+    if shards and settings["train_batch_size"] != config.train_batch_size:
+        notes.append("with another train_batch_size, images of shards are not in the order of an uninterrupted run")
+    roots = (*(() if shards else config.roots), *config.eval_roots)
+    found = merge([discover(root) for root in roots])
+    split, before = read_split(split_file, roots, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
     # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
     # the weights then, and the model to load them into is the one that the run started from.
     model_name = settings["model_name"] if holds_weights(checkpoint) else str(checkpoint)
-    return Start(model_name, checkpoint, state, split, before, settings["model_name"], settings["warmup_steps"], notes)
+    return Start(
+        model_name=model_name,
+        checkpoint=checkpoint,
+        state=state,
+        split=split,
+        shards=shards,
+        before=before,
+        first_model=settings["model_name"],
+        warmup_steps=settings["warmup_steps"],
+        notes=notes,
+    )
 
 
 def check_same_run(start: Start, order: DataOrder, *, processes: int, precision: str) -> list[str]:
@@ -151,9 +199,11 @@ def _of_another_run(names: Sequence[str]) -> str:
     return f"{name_some(names)}; it ends with other weights than it would have"
 
 
-def keys_and_captions(split: Split) -> list[list[tuple[str, tuple[str, ...]]]]:
-    """The keys and captions of the train and eval samples, for `check_equal`."""
-    return [[(sample.image.key, sample.captions) for sample in part] for part in (split.train, split.eval)]
+def keys_and_captions(split: Split) -> list[list[tuple[str, tuple[str, ...], float]]]:
+    """The keys, captions and weights of the train and eval samples, for `check_equal`."""
+    return [
+        [(sample.image.key, sample.captions, sample.weight) for sample in part] for part in (split.train, split.eval)
+    ]
 
 
 def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str]) -> None:
@@ -174,13 +224,16 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
     absolute = {
         "model_name": start.first_model or _absolute_model(start.model_name),
-        "dataset_path": config.dataset_path.absolute(),
+        "dataset_path": absolute_roots(config.dataset_path),
+        "eval_path": absolute_roots(config.eval_path),
         "output_dir": config.output_dir.absolute(),
     }
     settings = config.model_copy(update=absolute | {"resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
     contents = start.before or Contents.of(start.split, digests)
-    write_text(run_dir / SPLIT_FILE, split_to_json(start.split, config.dataset_path, contents))
+    roots = (*config.roots, *config.eval_roots)
+    shards = [absolute_shard(shard.path) for shard in start.shards]
+    write_text(run_dir / SPLIT_FILE, split_to_json(start.split, roots, contents, shards))
 
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
@@ -196,7 +249,7 @@ def _read_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that a checkpoint belongs to. Raises UserError where they are not complete."""
     path = checkpoint.parent / SETTINGS_FILE
     settings: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for key in (*_FIXED, *_KEPT):
+    for key in (*_FIXED, *_KEPT, "dataset_path"):
         if key not in settings:
             raise UserError(f"{path} doesn't say {key}: it is damaged, or of another version; start a new run")
     return settings
@@ -211,6 +264,9 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
     for key in _FIXED:
         if now[key] != before[key]:
             raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")
+    weights = [[_weight(root) for root in settings["dataset_path"]] for settings in (before, now)]
+    if weights[0] != weights[1]:
+        raise UserError(f"the run has weights {weights[0]}, this command {weights[1]}: they can't change on the way")
     if "model_name" in config.model_fields_set and not _is_model_of_run(config.model_name, before["model_name"]):
         raise UserError(
             f"the run started from {before['model_name']}, this command names {config.model_name}: leave out "
@@ -223,6 +279,11 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
         if key in before and before[key] != value and key not in free
     ]
     return [f"settings that changed: {', '.join(changed)}"] if changed else []
+
+
+def _weight(root: str | dict[str, Any]) -> float:
+    """The weight of a root as config.yaml holds it."""
+    return 1.0 if isinstance(root, str) else float(root.get("weight", 1.0))
 
 
 def _absolute_model(name: str) -> str:

@@ -12,6 +12,7 @@ from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
 from florence2ner.training.context import Context
+from florence2ner.training.streaming import furthest
 
 
 class Checkpoints:
@@ -36,7 +37,9 @@ class Checkpoints:
         Raises UserError when the disk is full.
         """
         accelerator, config = self._context.accelerator, self._context.config
-        state.unreadable = sorted({key for keys in gather_object([state.unreadable]) for key in keys})
+        everywhere = gather_object([(state.unreadable, state.lanes)])
+        state.unreadable = sorted({key for keys, _ in everywhere for key in keys})
+        state.lanes = furthest([lanes for _, lanes in everywhere])
         if accelerator.num_processes > 1 and not is_sharded(accelerator):
             check_same_weights(accelerator, self._captioner)
         with self._captioner.as_loaded():

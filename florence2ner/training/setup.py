@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import FeatureSource
-from florence2ner.data.captions import drop_overlong, longest_captions
+from florence2ner.data.captions import fit_captions, longest_captions, overlong_note
+from florence2ner.data.lanes import Position, StreamOrder
 from florence2ner.data.loader import TrainLoader
 from florence2ner.data.order import ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import Split
+from florence2ner.data.stream import Stream, StreamLoader
+from florence2ner.data.tags import CaptionRule
 from florence2ner.engine.checkpoint import load_accelerator_state
 from florence2ner.engine.deepspeed import uses_deepspeed
+from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.model.build import Frozen, load_captioner
@@ -24,6 +28,7 @@ from florence2ner.training.context import Context
 from florence2ner.training.length import count_updates
 from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
+from florence2ner.training.streaming import make_stream, stream_order
 
 
 def build_model(context: Context, start: Start) -> Captioner:
@@ -50,32 +55,49 @@ def build_model(context: Context, start: Start) -> Captioner:
 
 @dataclass(frozen=True)
 class TrainData:
-    """The samples of a run, without captions that are too long for the model, and the order in which they are taken."""
+    """The samples of a run, with captions that the model can write, and the order in which they are taken."""
 
-    split: Split
-    order: ShuffledOrder
+    split: Split  # with nothing to train on where that is in a stream
+    order: ShuffledOrder | StreamOrder
     total_steps: int  # optimizer updates of the whole run
-    longest: int  # most tokens of a caption that the model can write
+    note: str | None  # a line for the user about captions that are too long
+    stream: Stream | None = None  # where `order` is one of its lanes
 
     def drawn(self) -> list[Sample]:
-        """The samples that the run will use: for training, in the order of its first epoch, then those held out."""
-        first = self.order.order(0)[: self.total_steps * self.order.global_batch]
-        return [*(self.split.train[i] for i in first), *self.split.eval]
+        """The samples that the run will use: for training, in the order of their first use, then those held out.
+
+        Of a stream nothing is known before.
+        """
+        if isinstance(self.order, StreamOrder):
+            return []
+        return [*(self.split.train[i] for i in self.order.used(self.total_steps)), *self.split.eval]
 
 
 def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, processes: int) -> TrainData:
-    """Drop captions that are too long, and order the rest. Raises UserError where all captions are too long."""
+    """Drop or cut captions that are too long, and order the samples. Raises UserError as `fit_captions` does."""
     tokenizer, longest = captioner.processor.tokenizer, captioner.longest_caption
-    fitting = Split(drop_overlong(split.train, tokenizer, longest), drop_overlong(split.eval, tokenizer, longest))
+    fitted = [fit_captions(samples, tokenizer, longest, config.too_long) for samples in (split.train, split.eval)]
+    fitting = Split(fitted[0].samples, fitted[1].samples)
     lengths = longest_captions(fitting.train, tokenizer) if config.group_by_length else None
     order = build_order(config, fitting.train, processes=processes, lengths=lengths)
-    return TrainData(fitting, order, count_updates(config, order), longest)
+    return TrainData(fitting, order, count_updates(config, order), overlong_note(fitted, longest))
+
+
+def build_stream(config: TrainConfig, start: Start, captioner: Captioner, *, processes: int) -> TrainData:
+    """The same for shards, of which only what is held out is known. Raises UserError as `fit_captions` does."""
+    longest = captioner.longest_caption
+    held_out = fit_captions(start.split.eval, captioner.processor.tokenizer, longest, config.too_long)
+    order = stream_order(config, start.state, processes=processes)
+    stream = make_stream(config, start.shards, held_out.samples, longest=longest)
+    note = overlong_note([held_out], longest)
+    return TrainData(Split((), held_out.samples), order, count_updates(config, order), note, stream)
 
 
 def build_order(
     config: TrainConfig, samples: Sequence[Sample], *, processes: int, lengths: tuple[int, ...] | None = None
 ) -> ShuffledOrder:
     """The order in which the run takes the samples."""
+    weights = [sample.weight for sample in samples]
     return ShuffledOrder(
         samples,
         config.train_batch_size,
@@ -83,6 +105,7 @@ def build_order(
         processes,
         config.seed,
         lengths,
+        None if set(weights) == {1.0} else weights,
     )
 
 
@@ -128,18 +151,40 @@ def build_step(
 
 
 def build_loader(
-    context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None, *, first: int
-) -> TrainLoader:
-    """The loader of this process's windows, from update `first` (counted from 0) to the end of the run."""
+    context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None, state: TrainState
+) -> TrainLoader | StreamLoader:
+    """The loader of this process's windows, from the first update that `state` lacks to the end of the run."""
+    config, process = context.config, context.accelerator.process_index
+    rule = CaptionRule(
+        seed=config.seed,
+        shuffle=config.shuffle_tags,
+        keep=config.keep_tags,
+        tag_dropout=config.tag_dropout,
+        separator=config.tag_separator,
+        caption_dropout=config.caption_dropout,
+    )
+    if isinstance(data.order, StreamOrder):
+        assert data.stream is not None
+        return StreamLoader(
+            data.stream,
+            captioner.processor,
+            data.order,
+            process=process,
+            first=state.step,
+            end=data.total_steps,
+            positions=[Position(*numbers) for numbers in state.lanes],
+            rule=rule,
+            workers=context.workers,
+        )
     return TrainLoader(
         data.split.train,
         captioner.processor,
         data.order,
-        process=context.accelerator.process_index,
-        first=first,
+        process=process,
+        first=state.step,
         end=data.total_steps,
         workers=context.workers,
         features=features,
-        depth=context.config.gradient_accumulation_steps,
-        seed=context.config.seed,
+        depth=config.gradient_accumulation_steps,
+        rule=rule,
     )

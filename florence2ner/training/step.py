@@ -28,7 +28,7 @@ class Update:
     learning_rate: float
     signal: int | None = None  # that any process has received; the highest number of several
     skipped: bool = False  # weights and optimizer are as they were
-    suspects: tuple[int, ...] = ()  # samples that may have caused this; () where fp16's loss scale was merely too large
+    suspects: tuple[str, ...] = ()  # images that may have caused this; () where fp16's loss scale was merely too large
 
 
 class UpdateStep:
@@ -84,7 +84,7 @@ class UpdateStep:
         gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
         loss_sum, norm, tokens, samples, signal = self._read(torch.cat(sample_losses).sum(), gradient_norm, counts)
         learning_rate = float(self.schedule.get_last_lr()[0])
-        suspects: tuple[int, ...] = ()
+        suspects: tuple[str, ...] = ()
         if finite := math.isfinite(loss_sum) and math.isfinite(norm):
             self.optimizer.step()
         elif not self._scale_was_too_large(loss_sum):
@@ -104,12 +104,12 @@ class UpdateStep:
             suspects=suspects,
         )
 
-    def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[int, ...]:
-        """Indices of the samples, in all processes, whose loss is not finite; where there is none, of all samples."""
-        indices = [index for batch in window.batches for index in batch.indices]
+    def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[str, ...]:
+        """Names of the images, in all processes, whose loss is not finite; where there is none, of all images."""
+        names = [name for batch in window.batches for _, name in batch.refs]
         bad = (~torch.cat(sample_losses).isfinite()).tolist()
-        everywhere = gather_object(list(zip(indices, bad, strict=True)))
-        return tuple(index for index, is_bad in everywhere if is_bad) or tuple(index for index, _ in everywhere)
+        everywhere = gather_object(list(zip(names, bad, strict=True)))
+        return tuple(name for name, is_bad in everywhere if is_bad) or tuple(name for name, _ in everywhere)
 
     def _count(self, window: Window) -> torch.Tensor:
         """The numbers of label tokens and of valid samples in the windows of all processes: (2,) on the device."""

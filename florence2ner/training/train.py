@@ -1,6 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,9 +10,10 @@ from torch import nn
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
-from florence2ner.data.captions import overlong_note, special_tokens_warning
-from florence2ner.data.loader import TrainLoader
+from florence2ner.data.captions import special_tokens_warning
+from florence2ner.data.order import DataOrder
 from florence2ner.data.samples import Sample
+from florence2ner.data.shards import labels
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
@@ -23,10 +24,11 @@ from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import check_trackers, tracking
 from florence2ner.errors import Interrupted
 from florence2ner.model.adapt import ParameterCount, count_parameters
+from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
 from florence2ner.training.context import Context
-from florence2ner.training.encode import fill_cache
+from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
@@ -41,8 +43,17 @@ from florence2ner.training.run_folder import (
     why_it_is_over,
 )
 from florence2ner.training.saving import Checkpoints
-from florence2ner.training.setup import TrainData, build_data, build_loader, build_model, build_order, build_step
+from florence2ner.training.setup import (
+    TrainData,
+    build_data,
+    build_loader,
+    build_model,
+    build_order,
+    build_step,
+    build_stream,
+)
 from florence2ner.training.step import Update, UpdateStep
+from florence2ner.training.streaming import settle_lanes, stream_order
 from florence2ner.training.timetable import Timetable
 from florence2ner.training.validation import Validation
 
@@ -64,7 +75,7 @@ def train(config: TrainConfig) -> Path:
         context = _join_processes(config, start)
         captioner = build_model(context, start)
         parameters = count_parameters(captioner.model)
-        data = build_data(config, start.split, captioner, processes=context.accelerator.num_processes)
+        data = _build_data(context, start, captioner)
         if warning := special_tokens_warning(data.split.train + data.split.eval, captioner.processor.tokenizer):
             context.display.warn_once(warning)
         if reason := why_it_is_over(config, start, data.total_steps):
@@ -74,10 +85,10 @@ def train(config: TrainConfig) -> Path:
         check_warmup(config, data.total_steps)
         config, cut = settle_warmup(config, start, data.total_steps)
         context = replace(context, config=config)
-        filled = fill_cache(context, captioner, data.drawn(), stack)
+        filled = Filled() if data.stream else fill_cache(context, captioner, data.drawn(), stack)
         signals = StopSignals()
         step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
-        loader = build_loader(context, captioner, data, filled.features, first=start.state.step)
+        loader = build_loader(context, captioner, data, filled.features, start.state)
         stack.enter_context(signals)
         _open_run(context, start, data, parameters, filled.digests, stack)
         if cut:
@@ -96,11 +107,12 @@ def train(config: TrainConfig) -> Path:
             timetable=timetable,
             signals=signals,
             model=step.model,
-            progress=Progress(context, state, samples.train, bar, checkpoints),
+            progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
             validation=Validation(context, state, timetable, captioner, samples.eval, filled.features),
             checkpoints=checkpoints,
         )
         run.go(loader, step)
+        run.progress.report_faults()
     assert checkpoints.last is not None
     context.display.say(f"done: {checkpoints.last}")
     return checkpoints.last
@@ -119,7 +131,7 @@ class _Run:
     validation: Validation
     checkpoints: Checkpoints
 
-    def go(self, loader: TrainLoader, step: UpdateStep) -> None:
+    def go(self, loader: Iterable[Window], step: UpdateStep) -> None:
         """Evaluate before the first update, if that is asked for or still due, then run the loop.
 
         Raises what `after_update` raises.
@@ -213,11 +225,16 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     )
     display = Display(is_main=accelerator.is_main_process)
     facts = {"configuration": config, "dataset": keys_and_captions(start.split), "checkpoint": start.state.step}
-    facts["model"] = start.model_name
+    facts |= {"model": start.model_name, "shards": labels([shard.path for shard in start.shards])}
     check_equal(accelerator, facts)
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
-    processes = accelerator.num_processes
-    order = build_order(config, start.split.train, processes=processes)
+    processes, context = accelerator.num_processes, Context(config, accelerator, display)
+    order: DataOrder
+    if start.shards:
+        settle_lanes(context, start.state)
+        order = stream_order(config, start.state, processes=processes)
+    else:
+        order = build_order(config, start.split.train, processes=processes)
     precision = accelerator.mixed_precision
     notes = start.notes + check_same_run(start, order, processes=processes, precision=precision)
     check_warmup(config, count_updates(config, order))
@@ -229,7 +246,14 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         display.say(f"note: {slow}")
     state = start.state
     state.processes, state.precision, state.global_batch = processes, precision, order.global_batch
-    return Context(config, accelerator, display)
+    return context
+
+
+def _build_data(context: Context, start: Start, captioner: Captioner) -> TrainData:
+    config, processes = context.config, context.accelerator.num_processes
+    if start.shards:
+        return build_stream(config, start, captioner, processes=processes)
+    return build_data(config, start.split, captioner, processes=processes)
 
 
 def _open_run(
@@ -259,13 +283,23 @@ def _open_run(
     stack.enter_context(
         tracking(accelerator, display, run_dir, settings, log_with=names, project=project, tracker_id=tracker_id)
     )
-    if note := overlong_note(start.split.samples, data.split.samples, data.longest):
-        display.say(note)
+    if data.note:
+        display.say(data.note)
     display.say(
-        f"training {parameters} on {_count(data.split.train)}, {len(data.split.eval)} held out; {data.total_steps} "
-        f"updates of {data.order.global_batch} images; {accelerator.num_processes} x {accelerator.device.type}, "
+        f"training {parameters} on {_describe(data)}, {len(data.split.eval)} held out; "
+        f"{data.total_steps} updates of {data.order.global_batch} images; "
+        f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}; {config.run_dir}"
     )
+
+
+def _describe(data: TrainData) -> str:
+    """What there is to train on."""
+    if data.stream:
+        return f"{len(data.stream.shards)} shards"
+    epoch = data.order.epoch_size
+    an_epoch = f", of which an epoch takes {epoch}" if epoch != len(data.split.train) else ""
+    return f"{_count(data.split.train)}{an_epoch}"
 
 
 def _count(samples: Sequence[Sample]) -> str:

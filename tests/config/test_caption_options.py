@@ -18,7 +18,7 @@ def load(folder: Path, **flags: Any) -> CaptionConfig:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"paths": ()}, "paths: "),
+        ({"paths": ()}, "paths is missing: give PATHS, images or folders with images"),
         ({"paths": ("/nowhere/at-all",)}, "paths: there is no file or folder /nowhere/at-all"),
         ({"task_prompt": ()}, "task_prompt: "),
         ({"text": ""}, "text: "),

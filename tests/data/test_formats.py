@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from florence2ner.config.options import ReadingOptions
 from florence2ner.data import formats
 from florence2ner.data.formats import LeftOut, discover_images, sidecar_of
 from florence2ner.data.layouts.pairs import discover_samples
@@ -20,7 +20,7 @@ from florence2ner.data.split_file import Contents, read_split, split_to_json
 from florence2ner.display import Display
 from florence2ner.files import write_text
 from tests.conftest import ROOT
-from tests.data.support import PICTURE, put
+from tests.data.support import PICTURE, put, root_of
 from tests.support import without_roots_powers
 
 
@@ -135,8 +135,8 @@ ODD_NAMES = [
 def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / os.fsdecode(b"folder \xe9")
     root.mkdir()
-    for name in ODD_NAMES:
-        Image.fromarray(PICTURE).save(root / name, "PNG")
+    for turns, name in enumerate(ODD_NAMES):  # so that no two are equal
+        Image.fromarray(np.roll(PICTURE, turns, axis=0)).save(root / name, "PNG")
         write_text(sidecar_of(root / name), "a caption")
     assert sorted(root.iterdir()) == sorted({root / n for n in ODD_NAMES} | {sidecar_of(root / n) for n in ODD_NAMES})
     found = discover_samples(root, "<CAPTION>")
@@ -147,10 +147,10 @@ def test_odd_names_work_throughout(tmp_path: Path, capfd: pytest.CaptureFixture[
     shown = capfd.readouterr().err
     assert "\\udce9.png is skipped" in shown
     assert "ü 日本 🙂.png" in shown
-    split, _ = discover_split(root, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.3))
+    split, _ = discover_split([root_of(root)], rule=SplitRule(seed=0, ratio=0.3))
     contents = Contents.of(split, {})
-    write_text(tmp_path / "split.json", split_to_json(split, root, contents))
-    assert read_split(tmp_path / "split.json", root, found) == (split, contents)
+    write_text(tmp_path / "split.json", split_to_json(split, [root_of(root)], contents))
+    assert read_split(tmp_path / "split.json", [root_of(root)], found) == (split, contents)
 
 
 def test_discovery_imports_neither_pillow_nor_torch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, TrainLoader, Workers
 from florence2ner.data.order import ShuffledOrder, deal
+from florence2ner.data.tags import CaptionRule
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.inputs import IGNORE_INDEX
 from tests.data.support import put
@@ -43,13 +44,13 @@ def test_each_epoch_trains_on_another_of_several_captions(tiny_model: Path, tmp_
     _, processor = load_model(tiny_model)
     samples = discover_samples(tmp_path, "<CAPTION>", lines="random").samples
     order = ShuffledOrder(samples, 2, 1, processes=1, seed=3)
-    loader = TrainLoader(samples, processor, order, process=0, first=0, end=4 * 3, seed=3)
+    loader = TrainLoader(samples, processor, order, process=0, first=0, end=4 * 3, rule=CaptionRule(3))
     for update, window in enumerate(loader):
         for batch in window.batches:
             assert batch.text
             for index, labels in zip(batch.indices, batch.text.labels, strict=True):
                 text = processor.tokenizer.decode(labels[labels != IGNORE_INDEX], skip_special_tokens=True)
-                assert text == samples[index].caption_in(update // 3, 3)
+                assert text == samples[index].caption_at(update // 3, 3)
     evaluation = SequentialLoader(samples, processor, [range(5)])
     (((batch,),),) = [[window.batches] for window in evaluation]
     assert len({tuple(labels.tolist()) for labels in batch.text.labels}) == 1, "the first one"

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from florence2ner import UserError
-from florence2ner.config.options import ReadingOptions
 from florence2ner.data.formats import load_plugin
 from florence2ner.data.split import SplitRule, discover_split
 from florence2ner.inspection.folder import read_folder
+from tests.data.support import root_of
 from tests.inspection.support import findings, make_clean, names, put
 from tests.support import without_roots_powers
 
@@ -27,7 +27,7 @@ def test_sides_and_captions_are_those_of_training(tmp_path: Path, layout: str) -
         (tmp_path / "train" / "seen.png").symlink_to(tmp_path / "eval" / "9.png")
         (tmp_path / "train" / "seen.txt").write_text("held out")
     folder = read_folder(tmp_path, ".txt")
-    split, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=1, ratio=0.1))
+    split, _ = discover_split([root_of(tmp_path)], rule=SplitRule(seed=1, ratio=0.1))
     sides = {side: {i.image.key: i.caption for i in folder.items if i.side == side} for side in ("train", "eval")}
     train, held_out = ({s.image.key: s.caption for s in samples} for samples in (split.train, split.eval))
     if folder.has_eval:

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from florence2ner import InspectConfig, TrainConfig, UserError, inspect_dataset
-from florence2ner.config.options import ReadingOptions
 from florence2ner.data.split import SplitRule, discover_split
 from tests.conftest import Start
+from tests.data.support import root_of
 from tests.inspection.support import SIZE, findings, inspected, make_clean, names, picture, put
 
 Fault = Callable[[Path], object]
@@ -114,7 +114,7 @@ def test_a_dataset_that_training_refuses_breaks(tmp_path: Path, kind: str) -> No
     assert found.breaks
     if kind != "only unreadable":  # training finds that out when it decodes
         with pytest.raises(UserError):
-            discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=42, ratio=0.1))
+            discover_split([root_of(tmp_path)], rule=SplitRule(seed=42, ratio=0.1))
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_1_where_training_would_refuse(
@@ -206,6 +206,15 @@ def test_settings_are_those_of_train() -> None:
         assert InspectConfig.model_fields[name].default == TrainConfig.model_fields[name].default
     with pytest.raises(ValueError, match="epochs"):
         InspectConfig(dataset_path=Path("."), epochs=0)
+
+
+def test_one_process_of_several_inspects(tmp_path: Path) -> None:
+    root = make_clean(tmp_path / "data")
+    (root / "0.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "florence2ner", "inspect", str(root)]
+    for rank in ("0", "1"):
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RANK": rank})
+        assert (done.returncode == 0 and not done.stdout) == (rank == "1"), done.stdout
 
 
 def test_it_imports_no_torch_and_starts_fast(tmp_path: Path) -> None:

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.config.options import ReadingOptions
+from florence2ner import UserError
 from florence2ner.data.split import SplitRule, discover_split
 from florence2ner.inspection.run import BASE_ENCODING
 from florence2ner.model.checkpoints.scratch import _SIZES
 from florence2ner.model.vision import bytes_of_encoding
+from tests.data.support import root_of
 from tests.inspection.support import figures, make_clean
 
 
 @pytest.mark.parametrize("split", [False, True])
 def test_the_run_is_the_one_that_train_would_make(tmp_path: Path, split: bool) -> None:
     make_clean(tmp_path, split=split)
-    expected, _ = discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=42, ratio=0.3))
+    expected, _ = discover_split([root_of(tmp_path)], rule=SplitRule(seed=42, ratio=0.3))
     found = figures(tmp_path, eval_split_ratio=0.3, train_batch_size=2, gradient_accumulation_steps=2, epochs=3)
     assert found["trained on"] == f"{len(expected.train)} images, {len(expected.eval)} held out"
     each = -(-len(expected.train) // 4)
@@ -29,6 +30,20 @@ def test_the_cache_is_measured_with_a_model_and_estimated_without(tmp_path: Path
     assert estimate.startswith("0.0142 GB on the disk, 1.18 MB per image (an estimate")
     assert figures(tmp_path, feature_cache_dtype="fp32")["feature cache"].startswith("0.0284 GB")
     assert "estimate" not in figures(tmp_path, model_name=str(tiny_model))["feature cache"]
+
+
+def test_an_earlier_run_tells_how_long_an_epoch_takes(tmp_path: Path) -> None:
+    root, run = make_clean(tmp_path / "data", split=True), tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl can't be read"):
+        figures(root, earlier_run=run)
+    (run / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2.0}\n')
+    with pytest.raises(UserError, match="has no train/images_per_second"):
+        figures(root, earlier_run=run)
+    speeds = [1.0] * 30 + [4.0] * 19 + [900.0]
+    (run / "metrics.jsonl").write_text("".join(f'{{"train/images_per_second": {speed}}}\n' for speed in speeds))
+    assert figures(root, earlier_run=run)["time per epoch"].startswith("2.25 seconds at the 4 images per second of run")
+    assert "time per epoch" not in figures(root)
 
 
 def test_the_estimate_is_that_of_base() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.errors import UserError
-from florence2ner.model.answers import flag_problems, label_fault, parse_answer, write_boxes, write_quads
+from florence2ner.model.answers import answer_fault, flag_problems, label_fault, parse_answer, write_boxes, write_quads
 from florence2ner.model.tasks import TASKS, Task
 from tests.model.support import needs_oracle
 
@@ -182,6 +182,50 @@ def test_labels_that_would_not_be_read_back_are_refused(label: str, why: str) ->
 def test_texts_that_would_not_be_read_back_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="is empty or holds a token of Florence-2: leave it out"):
         write_quads([text], [[0] * 8], (2, 2))
+
+
+@given(st.lists(st.tuples(box_labels, st.lists(shares, min_size=4, max_size=4)), min_size=1, max_size=5))
+def test_what_we_write_of_boxes_has_no_fault(rows: list[tuple[str, list[float]]]) -> None:
+    text = write_boxes([label for label, _ in rows], [box for _, box in rows], (1, 1))
+    assert answer_fault(TASKS["<OD>"], text) is None
+
+
+@given(st.lists(st.tuples(texts, st.lists(shares, min_size=8, max_size=8)), min_size=1, max_size=5))
+def test_what_we_write_of_quads_has_no_fault(rows: list[tuple[str, list[float]]]) -> None:
+    text = write_quads([label for label, _ in rows], [quad for _, quad in rows], (1, 1))
+    assert answer_fault(TASKS["<OCR_WITH_REGION>"], text) is None
+
+
+BOX, QUAD = "<loc_1>" * 4, "<loc_1>" * 8
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "why"),
+    [
+        ("<CAPTION>", "a cat", None),
+        ("<OD>", f"cat{BOX}{BOX} black dog{BOX}\n", None),
+        ("<OD>", "a cat", "holds no location, such as <loc_500>"),
+        (
+            "<OD>",
+            "cat<loc_1000><loc_1><loc_1><loc_1>",
+            "has the label 'cat<loc_1000>', which holds a <, with which loca",
+        ),
+        ("<OD>", f"cat{BOX}<loc_1>", "has 5 locations after 'cat', not 4 for each box"),
+        ("<OD>", BOX, "has the label '', which is empty"),
+        ("<OD>", f"Café{BOX}", "has the label 'Café', which holds letters that are not ASCII"),
+        ("<OD>", f"cat{BOX}dog", "ends with 'dog', which no location follows"),
+        ("<REGION_PROPOSAL>", BOX, None),
+        ("<OCR_WITH_REGION>", f"Café <b>{QUAD}", None),
+        ("<OCR_WITH_REGION>", f"a{BOX}", "has 4 locations after 'a', not 8"),
+        ("<OCR_WITH_REGION>", f"a{QUAD}{QUAD}", "has 16 locations after 'a', not 8"),
+        ("<OCR_WITH_REGION>", f"a</s>{QUAD}", "has the label 'a</s>', which is empty or holds a token of Florence-2"),
+        ("<REGION_TO_SEGMENTATION>", f"{BOX}<sep>{BOX}", None),
+        ("<REGION_TO_SEGMENTATION>", "none", "holds no location, such as <loc_500>"),
+    ],
+)
+def test_answers_that_would_not_be_read_back_whole_have_a_fault(task: str, text: str, why: str | None) -> None:
+    fault = answer_fault(TASKS[task], text)
+    assert fault is None if why is None else str(fault).startswith(why)
 
 
 # --- problems ---------------------------------------------------------------------------------------------------------

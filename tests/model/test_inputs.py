@@ -12,7 +12,9 @@ def _batch() -> Batch:
     pixels = Pixels(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
     images = PartlyEncoded(pixels, Features(torch.zeros(1, 5, 2, 2)), (False, True, False))
     text = Text(torch.ones(3, 4), None, torch.ones(3, 2), torch.arange(6))
-    return Batch(images, text, (4, 5, 6), (True, True, False), ((6, "empty file"),), ((9, 8), (7, 6), (0, 0)))
+    return Batch(
+        images, text, (4, 5, 6), (True, True, False), ((6, "empty file"),), ((9, 8), (7, 6), (0, 0)), (("a", "x/a"),)
+    )
 
 
 def _devices(batch: Batch) -> list[str]:
@@ -31,7 +33,7 @@ def test_every_tensor_moves_however_deep_it_lies() -> None:
 
 def test_plain_facts_and_none_stay() -> None:
     batch, moved = _batch(), _batch().to(META)
-    for name in ("indices", "valid", "failures", "sizes"):
+    for name in ("indices", "valid", "failures", "sizes", "refs"):
         assert getattr(moved, name) == getattr(batch, name)
     assert isinstance(moved.images, PartlyEncoded)
     assert moved.images.is_encoded == (False, True, False)

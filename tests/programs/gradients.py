@@ -24,7 +24,7 @@ from florence2ner.training.step import UpdateStep, token_losses
 
 def main(config: TrainConfig, folder: Path) -> None:
     accelerator = make_accelerator("no", seed=0)
-    samples = discover_samples(config.dataset_path, config.task_prompt).samples
+    samples = discover_samples(config.roots[0].path, config.task_prompt).samples
     model, processor = load_model(config.model_name)
     captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING)
     optimizer = torch.optim.SGD(captioner.parameters(), lr=0.0)

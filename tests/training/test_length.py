@@ -19,7 +19,7 @@ from tests.conftest import Start as StartCommand
 from tests.support import figures
 
 ROOT = Path(__file__).resolve().parents[2]
-NEW = Start("model", None, TrainState(), Split((), ()))
+NEW = Start(model_name="model", checkpoint=None, state=TrainState(), split=Split((), ()))
 
 
 def order_of(config: TrainConfig, images: int, processes: int = 1) -> ShuffledOrder:

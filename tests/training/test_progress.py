@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from florence2ner import UserError, train
 from florence2ner.data.batch import Window
-from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.demo import draw_dataset
 from florence2ner.display import Display
 from florence2ner.engine.run_files import TrainState
@@ -59,11 +58,11 @@ def test_a_loss_scale_that_is_being_found_is_no_bad_update(
     state = TrainState()
     checkpoints = SimpleNamespace(last=None)
     with context.display.bar("training", total=9) as bar:
-        progress = Progress(context, state, (Sample(ImageRef.at(Path("a.png")), ""),), bar, checkpoints)
+        progress = Progress(context, state, 1, bar, checkpoints)
         numbers = {"loss_sum": 2.0, "tokens": 1, "samples": 1, "learning_rate": 0.0}
         for _ in range(4):
             progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True))
         assert (state.skipped_updates, state.skipped_in_a_row) == (4, 0)
-        progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True, suspects=(0,)))
+        progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True, suspects=("a.png",)))
         assert (state.skipped_updates, state.skipped_in_a_row) == (5, 1)
     assert capsys.readouterr().err.count("not finite") == 1

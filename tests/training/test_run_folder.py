@@ -1,6 +1,5 @@
 """A run that goes on where it was: exact resume after signals and kills, forks, other processes, and refusals."""
 
-import json
 import os
 import random
 import shutil
@@ -19,20 +18,8 @@ from florence2ner import TrainConfig, UserError, train
 from florence2ner.config.base import load_config
 from florence2ner.engine.run_files import checkpoint_step, list_checkpoints, load_train_state
 from florence2ner.errors import Interrupted
-from florence2ner.model.checkpoints.files import read_json
 from tests.conftest import ColdStart, MakeConfig, Start
 from tests.support import files_in, finish, history, relative_differences, weights, write
-
-
-@pytest.fixture(scope="module")
-def dropout_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with dropout, so that the random generators matter."""
-    model = tmp_path_factory.mktemp("dropout") / "model"
-    shutil.copytree(tiny_model, model)
-    config = read_json(model / "config.json")
-    config["text_config"] |= {"dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.1}
-    (model / "config.json").write_text(json.dumps(config))
-    return model
 
 
 @pytest.fixture
@@ -249,13 +236,13 @@ def test_the_original_layout_resumes_with_another_number_of_processes(
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a model or opening an image fails the test."""
+    """Loading a model or decoding an image fails the test."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
 
     monkeypatch.setattr("florence2ner.model.build.load_model", refuse)
-    monkeypatch.setattr("florence2ner.data.samples.ImageRef.open", refuse)
+    monkeypatch.setattr("florence2ner.data.loader.load_pixels", refuse)
 
 
 @pytest.fixture

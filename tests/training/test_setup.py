@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.data.split import Split
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
+from florence2ner.training.run_folder import find_start
 from florence2ner.training.setup import TrainData, build_data, build_order
 from tests.conftest import MakeConfig
 from tests.support import figures
+from tests.training.test_run_folder import assert_same_bits
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_captions_that_the_model_cannot_write_are_left_out(
     assert _tokens(captioner, fitting) <= longest < _tokens(captioner, too_long)
     split = Split(make_samples(["a", too_long, fitting]), make_samples([too_long, "b"], "held-out"))
     data = build_data(make_config(), split, captioner, processes=1)
-    assert data.longest == longest
+    assert data.note == f"2 captions are longer than the {longest} tokens that the model can write and are left out"
     assert [sample.caption for sample in data.split.train] == ["a", fitting]
     assert [sample.caption for sample in data.split.eval] == ["b"]
     assert sorted(data.order.order(0)) == [0, 1]
@@ -147,3 +150,74 @@ def test_a_resumed_run_has_the_rate_and_the_decay_of_the_command_and_the_moments
     for step, total, peak in ((1, 2, 1e-3), (2, 2, 1e-3), (3, 4, 5e-4), (4, 4, 5e-4)):
         expected[step] = peak * 0.5 * (1 + math.cos(math.pi * (step - 1) / total))
     assert figures(config.run_dir, "train/learning_rate") == pytest.approx(expected)
+
+
+def test_several_roots_with_weights_and_repeats_train_and_resume_exactly(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, numbers in {"data/3_few": range(3), "more": range(3, 11), "test": range(11, 13)}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for number in numbers:
+            for suffix in (".png", ".txt"):
+                shutil.copy(shapes / f"{number:04d}{suffix}", tmp_path / folder)
+    roots = [tmp_path / "data", {"path": str(tmp_path / "more"), "weight": 0.5, "task_prompt": "<DETAILED_CAPTION>"}]
+    settings = {"dataset_path": roots, "eval_path": tmp_path / "test", "kohya_repeats": True, "epochs": 3}
+    settings |= {"train_batch_size": 2, "gradient_accumulation_steps": 1, "save_steps": 4, "save_total_limit": None}
+    config = make_config(run_name="whole", keep_states=True, **settings)
+    data = build_order(config, find_start(config).split.train, processes=1)
+    assert data.epoch_size == 3 * 3 + 8 // 2
+    whole = train(config)
+    said = capsys.readouterr().err
+    assert "repeats in each epoch: 3 x 3 in 3_few" in said
+    assert "11 images, of which an epoch takes 13, 2 held out; 21 updates of 2 images" in said
+    assert figures(config.run_dir, "train/epoch")[21] == pytest.approx(3)
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    assert_same_bits(whole, fork)
+    for changed, message in (
+        ({"kohya_repeats": False}, "the run has kohya_repeats True, this command False: it can't change on the way"),
+        (
+            {"dataset_path": [roots[0], tmp_path / "more"]},
+            r"the run has weights \[1.0, 0.5\], this command \[1.0, 1.0\]",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(make_config(run_name="other", resume=str(whole.parent / "step-8"), **settings | changed))
+
+
+def test_varied_captions_resume_exactly_and_change_what_is_learnt(
+    make_config: MakeConfig, shapes: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(6):
+        shutil.copy(shapes / f"{number:04d}.png", data)
+        (data / f"{number:04d}.txt").write_text("star, red, large, one, in the middle")
+    settings = {"dataset_path": data, "epochs": 4, "eval_steps": None, "save_steps": 9, "save_total_limit": None}
+    settings |= {"train_batch_size": 1, "gradient_accumulation_steps": 1}
+    varied = settings | {"shuffle_tags": True, "keep_tags": 1, "tag_dropout": 0.3, "caption_dropout": 0.4}
+    whole = train(make_config(run_name="whole", keep_states=True, **varied))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-9"), **varied))
+    assert_same_bits(whole, fork)
+    losses = figures(whole.parent, "train/loss")
+    assert 8 < len(losses) < 22, "an update without a caption has no loss, and is none that went wrong"
+    assert figures(whole.parent, "train/skipped_updates")[24] == 0
+    assert figures(whole.parent, "train/epoch")[24] == 4
+    plain = figures(train(make_config(run_name="plain", **settings)).parent, "train/loss")
+    assert plain[min(losses)] != losses[min(losses)]
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "refuse"])
+def test_captions_that_are_too_long_may_be_cut_or_refused(
+    captioner: Captioner, make_config: MakeConfig, too_long: str
+) -> None:
+    config, long = make_config(too_long=too_long), "a red star " * captioner.longest_caption
+    split = Split(make_samples(["a star", long]), make_samples([long, "a"], "held-out"))
+    if too_long == "refuse":
+        with pytest.raises(UserError, match=r"1 captions are longer than the .*image-1.png; shorten them"):
+            build_data(config, split, captioner, processes=1)
+        return
+    data = build_data(config, split, captioner, processes=1)
+    assert data.note is not None
+    assert data.note.startswith("2 captions")
+    assert data.note.endswith("and are cut")
+    assert [len(side) for side in (data.split.train, data.split.eval)] == [2, 2]

@@ -118,7 +118,7 @@ def test_fp16_an_infinite_loss_alone_moves_no_weight(shapes: Path, tiny_model: P
     for _ in range(2):
         result = step(window)
         assert result.skipped
-        assert sorted(result.suspects) == list(range(8))
+        assert len({*result.suspects} & {*map(str, shapes.iterdir())}) == 8
     assert math.isfinite(result.gradient_norm)
     assert is_as(before, captioner)
 

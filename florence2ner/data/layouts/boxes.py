@@ -1,5 +1,7 @@
 """What the layouts with boxes share: boxes cut to their picture and turned with it, and notes of what can't be used."""
 
+from pathlib import Path
+
 from florence2ner.display import name_some
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
@@ -23,6 +25,20 @@ class Notes:
     def lines(self) -> tuple[str, ...]:
         """One line for each kind, with the number and a few names, in the order in which they came up."""
         return tuple(f"{len(names)} {what}: {name_some(names)}" for what, names in self._names.items())
+
+
+def label_places(root: Path, image: Path) -> list[Path]:
+    """Where the label file of an image may be, without its .txt; the likelier first.
+
+    Beside the image, or where its path below `root` has `labels` for the last `images`.
+    """
+    stem = image.relative_to(root).with_suffix("")
+    parts = [*stem.parts]
+    places = [root / stem]
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+        places.insert(0, root.joinpath(*parts))
+    return places
 
 
 def fit(box: Box, size: Size, name: str, notes: Notes) -> Box | None:

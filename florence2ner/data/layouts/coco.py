@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 
 from florence2ner.data.layouts.boxes import TASK_PROMPT, Box, Notes, fit, quarter_turn
+from florence2ner.data.layouts.paths import is_part
 from florence2ner.data.pictures import ImageError, read_size
 from florence2ner.data.samples import Discovery, ImageRef, Sample
 from florence2ner.errors import UserError
@@ -70,7 +71,7 @@ def matches(root: Path) -> bool:
     return any(map(_has_lists, _json_files(root)))
 
 
-def discover(root: Path, *, folder: Path | None = None) -> Discovery:
+def discover(root: Path, *, folder: Path | None = None, allow_outside: bool = False) -> Discovery:
     """One sample for each image with boxes in the COCO files of `folder`, or where that has none, of the whole dataset.
 
     COCO files are in the folder itself, in its `annotations`, or named as Roboflow does (`*/_annotations.coco.json`).
@@ -78,7 +79,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     folders, see `_place`. Images without a box are left out, as there is nothing to answer about them; so are crowds,
     boxes that are empty or outside, images that are missing or unreadable, and pictures that EXIF turns so that it
     can't be known which way their boxes are. Raises UserError for what can't be right: no JSON, unknown ids, an image
-    twice, a path out of `root`, a label that an answer can't have.
+    twice, a path out of `root` unless that is allowed, a label that an answer can't have.
     """
     within = folder or root
     files = [*filter(_has_lists, _json_files(within))] or [*filter(_has_lists, _json_files(root))]
@@ -91,10 +92,10 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
         coco = _read(file)
         objects = _objects(coco, file, notes)
         for entry in _unique(coco.images, file):
-            path = _place(root, file, entry.file_name)
+            path = _place(root, file, entry.file_name, allow_outside=allow_outside)
             if path is None:
                 notes.add("images are missing and are left out", f"{entry.file_name} of {file}")
-            elif path.is_relative_to(within):
+            elif is_part(path, root, within, file):
                 if path in named:
                     raise UserError(f"the image {path} is in {named[path]} and again in {file}: keep it in one of them")
                 named[path] = file
@@ -171,8 +172,10 @@ def _objects(coco: _Coco, file: Path, notes: Notes) -> dict[_Id, list[_Object]]:
     return objects
 
 
-def _place(root: Path, file: Path, name: str) -> Path | None:
-    """Where the image that `file` calls `name` is; None where it is missing. Raises UserError for one out of `root`.
+def _place(root: Path, file: Path, name: str, *, allow_outside: bool) -> Path | None:
+    """Where the image that `file` calls `name` is; None where it is missing.
+
+    Raises UserError for one out of `root`, unless that is allowed.
 
     Looked at are, where a file is called `instances_train.json`, the folders `train` and `images/train` of the dataset,
     then that of the file, `images`, and the dataset's own.
@@ -182,9 +185,13 @@ def _place(root: Path, file: Path, name: str) -> Path | None:
     bases = [own] if ".." in name else [f"{top}/{split}", f"{top}/images/{split}", own, f"{top}/images", top]
     paths = [os.path.normpath(os.path.join(base, name)) for base in bases]  # text: pathlib takes a minute for COCO
     below = os.path.join(top, "")
-    if not all(f"{path}/".startswith(below) for path in paths):
-        raise UserError(f"{file}: the image {name!r} is not in {root}: move it there, and name its path from there")
-    return next((root / path[len(below) :] for path in paths if os.path.isfile(path)), None)
+    if not (allow_outside or all(f"{path}/".startswith(below) for path in paths)):
+        raise UserError(
+            f"{file}: the image {name!r} is not in {root}: move it there, and name its path from there, or let it in "
+            "with --allow-outside"
+        )
+    found = next(filter(os.path.isfile, paths), None)
+    return None if found is None else root / found.removeprefix(below)  # outside, it stays absolute
 
 
 def _answer(entry: _Image, objects: Sequence[_Object], image: ImageRef, notes: Notes) -> str | None:

@@ -1,16 +1,19 @@
 """The dataset layout of kohya_ss and OneTrainer: an image and, beside it, text files with its captions."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from florence2ner.config.options import CaptionLines
 from florence2ner.data.formats import (
+    ALL_EXTENSIONS,
     CAPTION_EXTENSION,
     CAPTION_EXTENSIONS,
     LeftOut,
+    can_be_decoded,
     check_caption_extension,
     list_files,
-    readable_images,
+    walk_files,
 )
 from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
 from florence2ner.errors import UserError
@@ -33,26 +36,31 @@ def discover_samples(
     search to that folder; keys stay relative to `root`. Captions that are not UTF-8 are for the caller to refuse, with
     `check_utf8`. Raises UserError for a caption that can't be read, and for the extension of images.
     """
-    within = folder or root
+    _check_extensions(extensions)
     left_out = LeftOut()
     not_utf8: list[Path] = []
-    files = _caption_files(within, extensions, left_out)
     samples: list[Sample] = []
     without_caption: list[Path] = []
-    used: set[Path] = set()
-    for image in readable_images(within, left_out):
-        paths = [of_stem[stem] for of_stem in files.values() if (stem := image.with_suffix("")) in of_stem]
-        used.update(paths)
-        captions = _captions_in(paths, lines, not_utf8)
-        if not captions:
-            without_caption.append(image)
-        kept = [tuple(captions)] if lines == "random" else [(caption,) for caption in captions]
-        samples += (Sample(ImageRef.below(root, image), task_prompt, some) for some in kept if some)
-    without_image = [path for of_stem in files.values() for path in of_stem.values() if path not in used]
+    without_image: list[Path] = []
+    endings = {extension.lower() for extension in extensions}
+    for place, names in walk_files(folder or root, ALL_EXTENSIONS | endings, left_out):
+        captions = _by_stem(names, extensions)
+        unused = {name for of_stem in captions for name in of_stem.values()}
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() not in ALL_EXTENSIONS or not can_be_decoded(name):
+                continue
+            files = [of_stem[stem] for of_stem in captions if stem in of_stem]
+            unused.difference_update(files)
+            image, texts = place / name, captions_in([place / file for file in files], lines, not_utf8)
+            if not texts:
+                without_caption.append(image)
+            samples += make_samples(ImageRef.below(root, image), task_prompt, texts, lines)
+        without_image += (place / name for name in sorted(unused))
     return Discovery(
         tuple(samples),
         tuple(without_caption),
-        tuple(dict.fromkeys(without_image)),
+        tuple(without_image),
         left_out=left_out,
         not_utf8=tuple(not_utf8),
     )
@@ -77,7 +85,7 @@ def read_captions(
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
     not_utf8: list[Path] = []
-    files = _caption_files(root, extensions, left_out)
+    files = caption_files(root, extensions, left_out)
     paths = dict.fromkeys(path for of_stem in files.values() for path in of_stem.values())
     captions = [caption for path in paths if (caption := _read_caption(path, not_utf8))]
     check_utf8(not_utf8)
@@ -86,28 +94,53 @@ def read_captions(
     return captions
 
 
-def _caption_files(folder: Path, extensions: Sequence[str], left_out: LeftOut | None) -> dict[str, dict[Path, Path]]:
-    """The caption files below a folder, by extension and by their path without it."""
+def caption_files(folder: Path, extensions: Sequence[str], left_out: LeftOut | None) -> dict[str, dict[Path, Path]]:
+    """The caption files below a folder, by extension and by their path without it. What is passed over: `left_out`.
+
+    Raises UserError for the extension of images.
+    """
+    _check_extensions(extensions)
+    folders = walk_files(folder, {extension.lower() for extension in extensions}, left_out)
+    files: dict[str, dict[Path, Path]] = {extension: {} for extension in extensions}
+    for place, names in folders:
+        for of_extension, of_stem in zip(files.values(), _by_stem(names, extensions), strict=True):
+            of_extension |= {place / stem: place / name for stem, name in of_stem.items()}
+    return files
+
+
+def _check_extensions(extensions: Sequence[str]) -> None:
     for extension in extensions:
         check_caption_extension(extension)
-    found = list_files(folder, {extension.lower() for extension in extensions}, left_out)
-    return {
-        extension: {
-            path.with_name(path.name[: -len(extension)]): path
-            for path in found
-            if path.name.lower().endswith(extension.lower())
-        }
+
+
+def _by_stem(names: Sequence[str], extensions: Sequence[str]) -> list[dict[str, str]]:
+    """For each extension the names that have it, by what stands before it."""
+    return [
+        {name[: -len(extension)]: name for name in names if name.lower().endswith(extension.lower())}
         for extension in extensions
-    }
+    ]
 
 
-def _captions_in(paths: Sequence[Path], lines: CaptionLines, not_utf8: list[Path]) -> list[str]:
-    """The captions in an image's files, each once."""
-    texts = [_read_caption(path, not_utf8) for path in paths]
+def captions_in(paths: Sequence[Path], lines: CaptionLines, not_utf8: list[Path]) -> list[str]:
+    """The captions in an image's files, each once. Files that are not UTF-8 have none and are added to `not_utf8`.
+
+    Raises UserError for a file that can't be read.
+    """
+    return choose_captions([_read_caption(path, not_utf8) for path in paths], lines)
+
+
+def choose_captions(texts: Sequence[str], lines: CaptionLines) -> list[str]:
+    """The captions in texts without space around them, each once; with `lines` other than "whole", one in each line."""
     if lines != "whole":
         texts = [line.strip() for text in texts for line in text.splitlines()]
     captions = list(dict.fromkeys(filter(None, texts)))
     return captions[:1] if lines == "first" else captions
+
+
+def make_samples(image: ImageRef, task_prompt: str, captions: Sequence[str], lines: CaptionLines) -> list[Sample]:
+    """The samples of an image with these captions: one for each, or with "random" one that holds them all."""
+    kept = [tuple(captions)] if lines == "random" else [(caption,) for caption in captions]
+    return [Sample(image, task_prompt, some) for some in kept if some]
 
 
 def _other_captions(folder: Path, extensions: Sequence[str]) -> str:

@@ -8,21 +8,20 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.formats import ALL_EXTENSIONS
-from florence2ner.data.samples import Discovery, ImageRef, Sample
+from florence2ner.data.layouts.columns import USUAL, captions_in, check_asked, find_column, to_samples
+from florence2ner.data.layouts.paths import find_image, is_part
+from florence2ner.data.samples import Discovery, ImageRef
 from florence2ner.display import name_some
-from florence2ner.errors import UserError, did_you_mean
+from florence2ner.errors import UserError
 from florence2ner.files import open_regular, read_regular
 
 _EXTENSIONS = (".jsonl", ".json", ".csv")
-# Columns that are looked for where the settings name none, the surest first.
-_IMAGE = ("file_name", "image", "image_path", "path", "filename", "file")
-_CAPTION = ("text", "caption", "captions", "suffix")
-_PROMPT = ("prefix", "prompt", "task_prompt", "task")
 
 _Row = tuple[int, Mapping[str, Any]]  # the number of a line, or of an entry in a JSON list, from 1; and its cells
 
@@ -38,46 +37,46 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
     Images are looked for from the folder of their table on, then from `root`. A cell may hold a list of captions; of
     several captions of an image, `caption_lines` says which are used, as with caption files. Rows without a caption,
     and images that are missing, are left out and reported. Raises UserError, with file and line, for a row that can't
-    be read, a column that is missing and a path that leads out of `root`.
+    be read, a column that is missing and a path that leads out of `root`, unless `allow_outside`.
     """
     within = folder or root
     tables = _tables(within, options) or _tables(root, options)
-    captions: dict[tuple[Path, str], dict[str, None]] = {}
-    empty: list[Path] = []
+    captions: dict[tuple[ImageRef, str], dict[str, None]] = {}
     missing: list[str] = []
     for table, columns in tables:
         for number, row in _rows(table):
             place = f"line {number} of {table}"
-            image = _image(root, table, row, columns, place)
+            image = _image(root, table, row, columns, place, allow_outside=options.allow_outside)
             if image is None:
                 missing.append(f"{row[columns['image']]} ({place})")
-            elif image.is_relative_to(within):
+            elif is_part(image, root, within, table):
                 prompt = str(row.get(columns["prompt"]) or "").strip() or options.task_prompt
-                captions.setdefault((image, prompt), {}).update(dict.fromkeys(_captions(row, columns, options, place)))
-    samples = []
-    for (image, prompt), texts in captions.items():
-        chosen = list(texts)[:1] if options.caption_lines == "first" else list(texts)
-        if not chosen:
-            empty.append(image)
-        kept = [tuple(chosen)] if options.caption_lines == "random" else [(text,) for text in chosen]
-        samples += [Sample(ImageRef.below(root, image), prompt, some) for some in kept if some]
-    samples.sort(key=lambda sample: sample.image.key)
+                texts = captions_in(row.get(columns["caption"]), columns["caption"], options, place)
+                captions.setdefault((ImageRef.below(root, image), prompt), {}).update(dict.fromkeys(texts))
+    samples, empty = to_samples(captions, options)
     notes = [f"{len(missing)} images are missing and are left out: {name_some(missing)}"] if missing else []
-    return Discovery(tuple(samples), tuple(empty), notes=tuple(notes))
+    return Discovery(samples, empty, notes=tuple(notes))
 
 
 def _tables(folder: Path, options: ReadingOptions) -> list[tuple[Path, dict[str, str]]]:
     """The tables of a folder, and of those in it, with the names of their columns by what these hold."""
     found = []
-    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
-        if path.suffix.lower() in _EXTENSIONS and not path.name.startswith("."):
-            try:
-                first = next(_rows(path), None)
-            except (UserError, OSError):
-                continue  # no table; one that is torn further on is named when it is read
-            if first and (columns := _columns(first[1], options, path)):
-                found.append((path, columns))
+    here = _entries(folder)
+    entries = [*here, *(entry for inner in here if inner.is_dir() for entry in _entries(inner.path))]
+    for path in sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(_EXTENSIONS)):
+        try:
+            first = next(_rows(path), None)
+        except (UserError, OSError):
+            continue  # no table; one that is torn further on is named when it is read
+        if first and (columns := _columns(first[1], options, path)):
+            found.append((path, columns))
     return found
+
+
+def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+    return []
 
 
 def _columns(row: Mapping[str, Any], options: ReadingOptions, path: Path) -> dict[str, str] | None:
@@ -85,16 +84,10 @@ def _columns(row: Mapping[str, Any], options: ReadingOptions, path: Path) -> dic
 
     Raises UserError where a column that the settings name is missing, though its table has images.
     """
-    asked = {"image": options.image_column, "caption": options.caption_column, "prompt": options.prompt_column}
-    usual = {"image": _IMAGE, "caption": _CAPTION, "prompt": _PROMPT}
-    names = {kind: asked[kind] or next((name for name in usual[kind] if name in row), "") for kind in usual}
+    names: dict[str, str] = {kind: find_column(kind, options, row) for kind in USUAL}
     if names["image"] not in row or not _is_image(row[names["image"]]):
         return None
-    for kind, name in asked.items():
-        if name and name not in row:
-            raise UserError(
-                f"{path} has no column {name} ({kind}_column).{did_you_mean(name, row)} It has {', '.join(row)}"
-            )
+    check_asked(options, row, str(path))
     return names if names["caption"] else None
 
 
@@ -142,27 +135,14 @@ def _object(entry: Any, number: int, path: Path) -> Mapping[str, Any]:
     return entry
 
 
-def _image(root: Path, table: Path, row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> Path | None:
-    """The image of a row, or None where there is none. Raises UserError for a path that leads out of `root`."""
+def _image(
+    root: Path, table: Path, row: Mapping[str, Any], columns: Mapping[str, str], place: str, *, allow_outside: bool
+) -> Path | None:
+    """The image of a row, or None where there is none.
+
+    Raises UserError for a path that leads out of `root`, unless that is allowed.
+    """
     name = row.get(columns["image"])
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{place} names no image in the column {columns['image']}: mend or delete it")
-    for base in (table.parent, root):
-        path = Path(os.path.normpath(base / name))
-        if path.is_relative_to(os.path.normpath(root)):
-            if path.is_file():
-                return path
-        elif base == root or Path(name).is_absolute():
-            raise UserError(f"{place} names {name}, which is outside of {root}: only images in the dataset are read")
-    return None
-
-
-def _captions(row: Mapping[str, Any], columns: Mapping[str, str], options: ReadingOptions, place: str) -> list[str]:
-    """The captions in a row. Raises UserError for anything but text, a list of texts, or nothing."""
-    cell = row.get(columns["caption"])
-    texts = [cell] if isinstance(cell, str) else cell or []
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{place} has no text in the column {columns['caption']}, but {cell!r}: mend or delete it")
-    if options.caption_lines != "whole":
-        texts = [line for text in texts for line in text.splitlines()]
-    return [text for text in map(str.strip, texts) if text]
+    return find_image(root, (table.parent, root), name, place, allow_outside=allow_outside)

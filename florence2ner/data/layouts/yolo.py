@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from florence2ner.data.formats import LeftOut, list_files, readable_images
-from florence2ner.data.layouts.boxes import TASK_PROMPT, Box, Notes, fit
+from florence2ner.data.layouts.boxes import TASK_PROMPT, Box, Notes, fit, label_places
 from florence2ner.data.samples import Discovery, ImageRef, Sample
 from florence2ner.errors import UserError
 from florence2ner.files import read_regular
@@ -58,7 +58,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
     labels = {path.with_suffix(""): path for path in list_files(root, {".txt"}, left_out) if path.name != _CLASSES}
     samples, empty, used, folders = [], [], set(), set()
     for image in readable_images(within, left_out):
-        places = _label_places(root, image)
+        places = label_places(root, image)
         folders |= {place.parent for place in places}
         path = next((labels[place] for place in places if place in labels), None)
         used.add(path)
@@ -118,17 +118,6 @@ def _read_settings(file: Path) -> _Classes:
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def _label_places(root: Path, image: Path) -> list[Path]:
-    """Where the label file of an image may be, without its .txt; the likelier first."""
-    stem = image.relative_to(root).with_suffix("")
-    parts = [*stem.parts]
-    places = [root / stem]
-    if "images" in parts[:-1]:
-        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
-        places.insert(0, root.joinpath(*parts))
-    return places
 
 
 def _answer(file: Path, classes: _Classes, notes: Notes) -> str | None:

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, train
-from florence2ner.data.layouts.boxes import Box
 from florence2ner.data.layouts.coco import discover, matches
 from florence2ner.data.pictures import load_image
 from florence2ner.data.samples import Sample
@@ -19,6 +18,7 @@ from florence2ner.demo import SIDE, box_of_shape, draw_shape
 from florence2ner.model.answers import parse_answer
 from florence2ner.model.checkpoints.scratch import init_model
 from florence2ner.model.tasks import TASKS
+from tests.data.support import overlap
 
 CATEGORIES = [{"id": 3, "name": "car", "supercategory": "vehicle"}, {"id": 7, "name": "traffic light"}]
 SIZE = {"width": 200, "height": 100}
@@ -230,6 +230,22 @@ def test_what_can_not_be_right_is_refused_with_its_entry(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["../pool/b.png", "{top}/pool/b.png", "x/../../pool/b.png"])
+def test_images_outside_are_let_in_only_where_that_is_asked_for(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "data"
+    picture(root / "a.png")
+    outside = picture(tmp_path / "pool" / "b.png")
+    images = [entry(1, "a.png"), entry(2, name.format(top=tmp_path))]
+    write(root / "boxes.json", images, [box(1, 10, 20, 30, 40), box(2, 10, 20, 30, 40)])
+    with pytest.raises(UserError, match="and name its path from there, or let it in with --allow-outside"):
+        discover(root)
+    samples = discover(root, allow_outside=True).samples
+    assert [(s.image.key, s.image.path) for s in samples] == [("../pool/b.png", outside), ("a.png", root / "a.png")]
+    assert discover(root, folder=root / "train", allow_outside=True).samples == ()
+    on_a_side = write(root / "train" / "boxes.json", [entry(2, f"{outside}")], [box(2, 10, 20, 30, 40)])
+    assert len(discover(root, folder=on_a_side.parent, allow_outside=True).samples) == 1
+
+
 def test_names_of_files_that_no_disk_has_are_missing(tmp_path: Path) -> None:
     names = ["", "a\0.png", "x" * 3000, "C:/a.png", "."]
     write(tmp_path / "boxes.json", [entry(number, name) for number, name in enumerate(names)], [box(0, 1, 1, 9, 9)])
@@ -293,14 +309,6 @@ def draw_detection(folder: Path, count: int, *, seed: int) -> tuple[Sample, ...]
     samples = discover(folder).samples
     assert len(samples) == count
     return samples
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union."""
-    width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
-    shared = max(width, 0) * max(height, 0)
-    areas = ((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one, other))
-    return shared / max(sum(areas) - shared, 1e-9)
 
 
 @pytest.mark.slow

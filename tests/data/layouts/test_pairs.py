@@ -10,7 +10,7 @@ from florence2ner import EvalConfig, UserError, evaluate
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.layouts.pairs import discover_samples, read_captions
 from florence2ner.data.split import SplitRule, discover_split
-from tests.data.support import put
+from tests.data.support import put, root_of
 
 
 def test_discovery_pairs_recursively_and_reports_what_is_left_out(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> N
         path.write_bytes("café".encode("latin-1"))
     message = f"10 captions are not UTF-8 text, save them as UTF-8: {', '.join(map(str, bad))}"
     with pytest.raises(UserError) as error:
-        discover_split(tmp_path, ReadingOptions(), rule=SplitRule(seed=0, ratio=0.1))
+        discover_split([root_of(tmp_path)], rule=SplitRule(seed=0, ratio=0.1))
     assert str(error.value) == message
     with pytest.raises(UserError, match="10 captions are not UTF-8 text"):
         read_captions(tmp_path)
@@ -91,7 +91,9 @@ def test_captions_of_another_extension_are_pointed_to_where_there_are_no_others(
     hint = f"; 3 captions are in {written} files: --caption-extension {written} reads them"
     missing = f"each image needs a {asked} of the same name beside it (3 images without a caption were found)"
     with pytest.raises(UserError) as error:
-        discover_split(tmp_path, ReadingOptions(caption_extension=(asked,)), rule=SplitRule(seed=0, ratio=0.4))
+        discover_split(
+            [root_of(tmp_path, ReadingOptions(caption_extension=(asked,)))], rule=SplitRule(seed=0, ratio=0.4)
+        )
     where = tmp_path / ("train" if folder == "train" else "")
     assert str(error.value) == f"no image with a caption in {where}: {missing}{hint}"
     where = tmp_path / ("eval" if folder == "eval" else "")

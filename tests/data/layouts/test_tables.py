@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
+from florence2ner import train
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.layouts.tables import discover, matches
+from florence2ner.data.samples import ImageRef
+from florence2ner.data.split import SplitRule, discover_split
+from florence2ner.data.split_file import images_trained_on
 from florence2ner.errors import UserError
-from tests.data.support import put
+from tests.conftest import MakeConfig
+from tests.data.support import put, root_of
+from tests.training.test_run_folder import assert_same_bits
 
 Rows = list[dict[str, Any]]
 
@@ -135,6 +141,64 @@ def test_a_row_that_is_none_is_one_line(root: Path, line: str, message: str) -> 
     (root / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "one"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         discover(root, ReadingOptions())
+
+
+@pytest.mark.parametrize("name", ["../pool/c.png", "{top}/pool/c.png", "sub/../../pool/c.png", "../data/../pool/c.png"])
+def test_images_outside_are_let_in_only_where_that_is_asked_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    outside = put(root.parent / "pool" / "c.png")
+    named = name.format(top=root.parent)
+    write_table(root / "metadata.jsonl", [{"file_name": "a.png", "text": "one"}, {"file_name": named, "text": "two"}])
+    monkeypatch.chdir(root)
+    for place in (root, Path()):
+        with pytest.raises(
+            UserError, match=r"line 2 of .* which is outside of .*: move it there, or let it in with --allow-outside"
+        ):
+            discover(place, ReadingOptions())
+        samples = discover(place, ReadingOptions(allow_outside=True)).samples
+        assert [(sample.image.key, sample.caption) for sample in samples] == [
+            ("../pool/c.png", "two"),
+            ("a.png", "one"),
+        ]
+        assert samples[0].image.path == outside
+
+
+def test_one_image_by_two_paths_is_one_image(root: Path) -> None:
+    rows = [{"file_name": name, "text": name} for name in ("a.png", "sub/../a.png", f"{root}/a.png")]
+    write_table(root / "metadata.jsonl", rows)
+    assert {sample.image for sample in discover(root, ReadingOptions()).samples} == {ImageRef("a.png", root / "a.png")}
+
+
+def test_a_link_in_the_dataset_may_lead_out_of_it(root: Path) -> None:
+    put(root.parent / "pool" / "c.png")
+    (root / "link").symlink_to(root.parent / "pool")
+    write_table(root / "metadata.jsonl", [{"file_name": "link/c.png", "text": "one"}])
+    assert read(root) == [("link/c.png", "<CAPTION>", ("one",))]
+
+
+def test_an_image_outside_that_both_sides_name_is_held_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    put(tmp_path / "pool" / "c.png")
+    for side in ("train", "eval"):
+        put(root / side / f"{side}.png")
+        rows = [{"file_name": f"{side}.png", "text": side}, {"file_name": "../../pool/c.png", "text": "shared"}]
+        write_table(root / side / "metadata.jsonl", rows)
+    split, _ = discover_split([root_of(root, ReadingOptions(allow_outside=True))], rule=SplitRule(seed=0, ratio=0.1))
+    assert [sample.image.key for sample in split.train] == ["train/train.png"]
+    assert [sample.image.key for sample in split.eval] == ["../pool/c.png", "eval/eval.png"]
+
+
+def test_a_run_on_images_outside_is_resumed(tmp_path: Path, shapes: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    pictures = sorted(shapes.glob("*.png"))[:8]
+    write_table(root / "metadata.jsonl", [{"image": str(path), "text": path.name} for path in pictures])
+    settings = {"dataset_path": root, "allow_outside": True, "epochs": 4, "save_steps": 1, "save_total_limit": None}
+    checkpoint = train(make_config(run_name="whole", keep_states=True, **settings))
+    fork = train(make_config(run_name="fork", resume=str(checkpoint.parent / "step-1"), **settings))
+    assert_same_bits(checkpoint, fork)
+    assert images_trained_on(fork.parent / "split.json") < set(pictures)
 
 
 def test_other_files_are_no_tables(root: Path) -> None:

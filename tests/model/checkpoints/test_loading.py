@@ -50,7 +50,7 @@ def test_training_exports_the_original_layout_and_all_three_commands_read_it(
     native = tmp_path / "native"
     convert(str(first), native, layout="native")
     settings = {"num_beams": 1, "max_new_tokens": 3, "batch_size": 8}
-    shapes = make_config().dataset_path
+    shapes = make_config().roots[0].path
     losses = [evaluate(EvalConfig(model_name=str(m), dataset_path=shapes, **settings)).loss for m in (first, native)]
     assert losses[0] == losses[1]
     draw_dataset(tmp_path / "imgs", 2, seed=3, captions=False)

@@ -3,9 +3,12 @@
 import random
 import time
 from itertools import combinations
+from pathlib import Path
 
-from florence2ner.inspection.look import COARSE, Look
-from florence2ner.inspection.similar import similar_groups
+from florence2ner.data.look import COARSE, Look
+from florence2ner.data.samples import ImageRef
+from florence2ner.data.similar import similar_groups, with_similar
+from tests.inspection.support import picture
 
 GREY = bytes([128]) * (COARSE * COARSE * 3)
 
@@ -54,3 +57,17 @@ def test_time_is_far_from_quadratic() -> None:
     groups = similar_groups(looks, 4)
     assert time.perf_counter() - start < 30  # each with each would be 5 billion comparisons
     assert [len(group) for group in groups] == [50_000]
+
+
+def test_copies_and_what_is_similar_to_them_are_one_group(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        picture(seed).save(tmp_path / f"{name}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    picture(0, (60, 50)).save(tmp_path / "small.jpg", quality=80)
+    for name in ("broken.png", "broken_too.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    images = [ImageRef.below(tmp_path, path) for path in sorted(tmp_path.iterdir())]
+    by_name = {image.name: image for image in images}
+    copies = [[by_name[name] for name in pair] for pair in (("a.png", "copy.png"), ("broken.png", "broken_too.png"))]
+    groups = [sorted(image.name for image in group) for group in with_similar(images, copies, 4)]
+    assert groups == [["a.png", "copy.png", "small.jpg"], ["broken.png", "broken_too.png"]]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from florence2ner.data.look import Look, look_at, look_at_all
 from florence2ner.data.samples import ImageRef
-from florence2ner.inspection.look import Look, look_at, look_at_all
 from tests.inspection.support import picture, put
 
 LIMIT = 10_000_000

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from florence2ner.inspection.look import COARSE, Look
+from florence2ner.config.options import MAX_PIXELS
+from florence2ner.data.look import COARSE, Look, look_at_all
+from florence2ner.data.samples import ImageRef
 
 _BITS = 64
 # Levels of 255 by which the coarse pictures of near duplicates differ at most, in any pixel and colour. The hash is
@@ -45,6 +47,27 @@ def similar_groups(looks: Sequence[Look], distance: int) -> list[list[int]]:
     for node, indices in enumerate(members):
         groups[leader(node)] += indices
     return sorted(sorted(group) for group in groups.values() if len(group) > 1)
+
+
+def with_similar(
+    images: Sequence[ImageRef], copies: Sequence[Sequence[ImageRef]], distance: int
+) -> list[list[ImageRef]]:
+    """The groups of `copies`, and of images that are similar as in `similar_groups`: an image is in one at most.
+
+    Every image is decoded, but of copies only the first. Those that can't be read are similar to none.
+    """
+    groups = {group[0].key: list(group) for group in copies}
+    others = {image.key for group in copies for image in group[1:]}
+    for image in images:
+        if image.key not in others:
+            groups.setdefault(image.key, [image])
+    looks = look_at_all([group[0] for group in groups.values()], max_pixels=MAX_PIXELS)
+    seen = [(key, look) for key, look in zip(groups, looks, strict=True) if not look.failure]
+    for indices in similar_groups([look for _, look in seen], distance):
+        first, *rest = (seen[index][0] for index in indices)
+        for key in rest:
+            groups[first] += groups.pop(key)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _near_pairs(hashes: Ints, distance: int) -> Iterator[tuple[Ints, Ints]]:
