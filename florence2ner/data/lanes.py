@@ -7,18 +7,19 @@ how many processes and workers read them, and a resumed run knows where each lan
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 from itertools import count, islice
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from florence2ner.data.samples import Sample
 from florence2ner.errors import UserError
 
+Weights = np.ndarray[Any, np.dtype[np.float64]]
 BLOCK = 256  # successive samples of a lane that are shuffled together, in memory
 _LANES = 4  # of a run, or a multiple
-_SHARDS, _SAMPLES = 2**32, 2**32 + 1  # no lane and no epoch: what is shuffled
-
-Unit = tuple[int, int, int]  # a shard by its number, and which of how many parts of it
+_SHARDS, _SAMPLES, _TURNS = 2**32, 2**32 + 1, 2**32 + 2  # no lane and no epoch: what is shuffled
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,21 @@ class Position:
         return list(astuple(self))
 
 
+class Unit(NamedTuple):
+    """What a lane reads before it goes on to something else: all of a shard, or every so many samples of it."""
+
+    shard: int  # its number
+    part: int  # the first of its samples
+    parts: int  # and its distance from the next
+    visit: int  # how often the run has read it before: the epoch, where its weight is 1
+
+
 @dataclass(frozen=True)
 class Taken:
-    """A sample that a lane gives, in which of its epochs, and where the lane is afterwards."""
+    """A sample that a lane gives, how often it was given before, and where the lane is afterwards."""
 
     sample: Sample
-    epoch: int
+    visit: int
     position: Position
 
 
@@ -52,9 +62,12 @@ class Lane:
     An epoch deals the shards, in another order each time, to the lanes in turn. With fewer shards than lanes, each is
     divided into parts: every second sample, every third, and so on. `read` gives the samples of the shard with a number
     from 0, the same each time; it is told whether the shard is read for the first time, by any lane.
+
+    The weight of a shard is how often an epoch reads it on average: with 3 each of its samples three times in every
+    epoch, with 0.5 those of one half of such shards, or parts of them, in an epoch and the others in the next.
     """
 
-    shards: int  # their number
+    weights: Sequence[float]  # of each shard
     number: int  # from 0
     lanes: int
     seed: int
@@ -62,10 +75,31 @@ class Lane:
 
     def units(self, epoch: int) -> list[Unit]:
         """What this lane reads in an epoch."""
-        parts = -(-self.lanes // self.shards)
-        order = np.random.default_rng((self.seed, _SHARDS, epoch)).permutation(self.shards * parts)
-        mine = order[self.number :: self.lanes].tolist()
-        return [(index // parts, index % parts, parts) for index in mine]
+        parts = -(-self.lanes // len(self.weights))
+        weights, turns = self._turns
+        before, after = (np.floor(number * weights + turns).astype(np.int64) for number in (epoch, epoch + 1))
+        indices = np.repeat(np.arange(len(weights)), after - before)
+        visits = np.concatenate([np.arange(*ends) for ends in zip(before, after, strict=True)])
+        order = np.random.default_rng((self.seed, _SHARDS, epoch)).permutation(len(indices))
+        mine = order[(self.number - before.sum()) % self.lanes :: self.lanes]  # dealing goes on where it ended
+        read = zip(indices[mine].tolist(), visits[mine].tolist(), strict=True)
+        return [Unit(index // parts, index % parts, parts, visit) for index, visit in read]
+
+    @cached_property
+    def _turns(self) -> tuple[Weights, Weights]:
+        """The weight of each part of each shard, and how much of its next visit it has as the run begins.
+
+        Those of one weight have different shares of it, from 0 to 1, so that every epoch reads as many of them.
+        """
+        parts = -(-self.lanes // len(self.weights))
+        weights = np.repeat(np.asarray(self.weights, dtype=np.float64), parts)
+        turns = np.empty_like(weights)
+        for weight in np.unique(weights):
+            members = np.flatnonzero(weights == weight)
+            turns[np.random.default_rng((self.seed, _TURNS)).permutation(members)] = (
+                np.arange(len(members)) + 0.5
+            ) / len(members)
+        return weights, turns
 
     def take(self, position: Position) -> Iterator[Taken]:
         """The samples from a position on, without end.
@@ -77,32 +111,32 @@ class Lane:
         for block in count(position.block):
             start = place
             drawn = list(islice(source, BLOCK))
-            place = drawn[-1][1:]
+            place = drawn[-1][2:]
             order = np.random.default_rng((self.seed, _SAMPLES, self.number, block)).permutation(BLOCK)
             for taken in range(position.taken if block == position.block else 0, BLOCK):
-                sample, epoch, *_ = drawn[order[taken]]
-                yield Taken(sample, epoch, Position(*start, block, taken + 1))
+                sample, visit, *_ = drawn[order[taken]]
+                yield Taken(sample, visit, Position(*start, block, taken + 1))
 
-    def _in_order(self, epoch: int, unit: int, read: int) -> Iterator[tuple[Sample, int, int, int]]:
-        """The samples from a place on as they are in the shards, each with the place after it."""
-        empty: set[Unit] = set()
-        all_units = -(-self.lanes // self.shards) * self.shards
+    def _in_order(self, epoch: int, unit: int, read: int) -> Iterator[tuple[Sample, int, int, int, int]]:
+        """The samples from a place on as they are in the shards, each with its visit and the place after it."""
+        empty: set[tuple[int, int]] = set()
+        all_units = len(self._turns[0])
         for epoch_ in count(epoch):
             units = self.units(epoch_)
             for number in range(unit, len(units)):
-                shard, part, parts = units[number]
+                shard, part, parts, visit = units[number]
                 before = read
-                for sample in islice(self.read(shard, epoch_ == part == 0), part + read * parts, None, parts):
+                for sample in islice(self.read(shard, visit == part == 0), part + read * parts, None, parts):
                     read += 1
-                    yield sample, epoch_, number, read
+                    yield sample, visit, epoch_, number, read
                 if not read:
-                    empty.add(units[number])
+                    empty.add((shard, part))
                 elif read > before:
                     empty.clear()
                 read = 0
             unit = 0
             if len(empty) == all_units:
-                raise UserError(f"no image with a caption that can be used in {self.shards} shards")
+                raise UserError(f"no image with a caption that can be used in {len(self.weights)} shards")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ class Shard:
 
     path: str  # as `expand` gives it
     options: ReadingOptions
+    weight: float = 1.0  # how often each epoch reads it, on average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,8 @@ class _Batches(IterableDataset[Batch | UserError]):
                 faults.add("times a shard could not be read to its end once more", self.stream.shards[shard].path)
 
         order = self.order
-        return Lane(len(self.labels), number, order.lanes, order.seed, read).take(self.positions[number])
+        weights = [shard.weight for shard in self.stream.shards]
+        return Lane(weights, number, order.lanes, order.seed, read).take(self.positions[number])
 
     def _read(self, number: int, faults: Faults) -> Iterator[Sample]:
         """The samples of a shard that are trained on; the others are added to `faults`."""
@@ -152,6 +154,6 @@ class _Batches(IterableDataset[Batch | UserError]):
             yield from fitted.samples
 
     def _load(self, taken: Sequence[Taken]) -> Batch:
-        draws = [Draw(row, visit=one.epoch) for row, one in enumerate(taken)]
+        draws = [Draw(row, visit=one.visit) for row, one in enumerate(taken)]
         pairs = zip(draws, taken, strict=True)
         return self.collate([load_example(draw, one.sample, self.image_size) for draw, one in pairs])

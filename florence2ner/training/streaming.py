@@ -37,7 +37,7 @@ def find_shards(config: TrainConfig) -> tuple[Shard, ...]:
     if others:
         raise UserError(f"{others[0]} holds no tar shards, as the other roots do: train on one kind alone")
     _check_settings(config)
-    return tuple(Shard(path, root.options) for root in config.roots for path in expand(str(root)))
+    return tuple(Shard(path, root.options, root.weight) for root in config.roots for path in expand(str(root)))
 
 
 def _means_shards(root: Root) -> bool:
@@ -49,8 +49,6 @@ def _check_settings(config: TrainConfig) -> None:
     for name, default in _FOR_LISTS.items():
         if getattr(config, name) != default:
             raise UserError(f"{name} needs a list of all images, which tar shards don't give: leave it out")
-    if any(root.weight != 1 for root in config.roots):
-        raise UserError("tar shards have no weights: leave them out, or name the shards that count more several times")
     if config.feature_cache in ("memory", "disk"):
         raise UserError(
             f"feature_cache {config.feature_cache} is for images that come again soon, and those of tar shards may "

@@ -1,5 +1,6 @@
 """The order of a stream: every sample once in each epoch, whoever reads it and wherever it is resumed."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +16,11 @@ from florence2ner.errors import UserError
 Sizes = Sequence[int]  # of shards, in samples
 
 
-def lane_of(sizes: Sizes, number: int, lanes: int, seed: int = 3) -> Lane:
+def lane_of(sizes: Sizes, number: int, lanes: int, seed: int = 3, weights: Sequence[float] = ()) -> Lane:
     def read(shard: int, first: bool) -> Iterable[Sample]:
         return (Sample(ImageRef.at(Path(f"{shard}/{n}")), "", ("",)) for n in range(sizes[shard]))
 
-    return Lane(len(sizes), number, lanes, seed, read)
+    return Lane(weights or [1.0] * len(sizes), number, lanes, seed, read)
 
 
 def keys(taken: Iterable[Taken]) -> list[str]:
@@ -38,15 +39,33 @@ def test_the_lanes_have_every_sample_once_in_each_epoch(sizes: Sizes, lanes: int
     seen = []
     for number in range(lanes):
         lane = lane_of(sizes, number, lanes)
-        for shard, part, parts in lane.units(epoch):
+        for shard, part, parts, _ in lane.units(epoch):
             seen += [sample.image.key for sample in islice(lane.read(shard, False), part, None, parts)]
     assert sorted(seen) == all_keys(sizes)
+
+
+@given(st.lists(st.sampled_from([0.3, 0.5, 1.0, 2.0, 2.5]), min_size=1, max_size=9), st.integers(1, 6))
+def test_shards_are_visited_as_often_as_their_weights_say(weights: Sequence[float], lanes: int) -> None:
+    visits: dict[tuple[int, int], list[int]] = {}
+    of_weight = []  # how many units of each weight an epoch has
+    for epoch in range(20):
+        units = [unit for number in range(lanes) for unit in lane_of(weights, number, lanes, 3, weights).units(epoch)]
+        for unit in sorted(units, key=lambda unit: unit.visit):
+            visits.setdefault((unit.shard, unit.part), []).append(unit.visit)
+        of_weight.append(Counter(weights[unit.shard] for unit in units))
+    parts = -(-lanes // len(weights))
+    for (shard, _), numbers in visits.items():
+        assert numbers == [*range(len(numbers))]  # each is told how often it was read before
+        assert abs(len(numbers) - 20 * weights[shard]) < 1
+    for weight, number in Counter(weights).items():
+        assert all(abs(epoch[weight] - weight * number * parts) < 1 for epoch in of_weight)
 
 
 @given(some_shards, st.integers(1, 6), st.data())
 def test_a_lane_goes_on_from_any_position(sizes: Sizes, lanes: int, data: st.DataObject) -> None:
     number = data.draw(st.integers(0, lanes - 1))
-    lane = lane_of(sizes, number, lanes)
+    weights = data.draw(st.lists(st.sampled_from([0.3, 1.0, 2.5]), min_size=len(sizes), max_size=len(sizes)))
+    lane = lane_of(sizes, number, lanes, 3, weights)
     whole = list(islice(lane.take(Position()), 3 * BLOCK + 5))
     first = data.draw(st.integers(0, len(whole) - 1))
     position = Position(*whole[first].position.numbers())
@@ -61,11 +80,11 @@ def test_a_lane_gives_what_it_reads_in_its_epochs(sizes: Sizes, lanes: int) -> N
         lane = lane_of(sizes, number, lanes)
         in_order, epoch = list[tuple[str, int]](), 0
         while len(in_order) < 2 * BLOCK:
-            for shard, part, parts in lane.units(epoch):
+            for shard, part, parts, _ in lane.units(epoch):
                 in_order += [(s.image.key, epoch) for s in islice(lane.read(shard, False), part, None, parts)]
             epoch += 1
             assume(in_order or epoch < 50)
-        taken = [(one.sample.image.key, one.epoch) for one in islice(lane.take(Position()), 2 * BLOCK)]
+        taken = [(one.sample.image.key, one.visit) for one in islice(lane.take(Position()), 2 * BLOCK)]
         for block in range(2):
             here = slice(block * BLOCK, (block + 1) * BLOCK)
             assert sorted(taken[here]) == sorted(in_order[here])

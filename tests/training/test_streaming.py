@@ -142,7 +142,6 @@ def test_shards_without_a_sample_end_the_run_in_one_line(
         ({"split_by_similarity": 3}, "split_by_similarity needs a list of all images"),
         ({"eval_path": (), "eval_split_count": 3}, "eval_split_count needs a list of all images"),
         ({"feature_cache": "disk", "freeze_vision": True}, "feature_cache disk is for images that come again soon"),
-        ({"dataset_path": {"path": "T/shards/0.tar", "weight": 2}}, "tar shards have no weights"),
         ({"dataset_path": ["T/shards/0.tar", "T/photos"]}, "photos holds no tar shards, as the other roots do"),
         ({"dataset_path": "T/shards/{0..7}.tar"}, r"2 of 8 shards are missing: .*6\.tar, .*7\.tar; mend "),
         ({"eval_path": "T/nowhere.tar"}, r"1 of 1 shards are missing: .*nowhere\.tar"),
@@ -163,12 +162,13 @@ def test_roots_are_read_each_in_its_own_way(
     make_config: MakeConfig, settings: dict[str, object], tmp_path: Path
 ) -> None:
     folder = tmp_path / "shards"
-    boxes = {"path": str(tmp_path / "held-out.tar"), "task_prompt": "<OD>", "caption_extension": ".od"}
+    boxes = {"path": str(tmp_path / "held-out.tar"), "task_prompt": "<OD>", "caption_extension": ".od", "weight": 3}
     config: TrainConfig = make_config(**settings | {"dataset_path": [folder, boxes], "eval_steps": None})
     shards = find_shards(config)
     assert [shard.path for shard in shards[:-1]] == [str(folder / f"{n}.tar") for n in range(6)]
     assert shards[-1].path == boxes["path"]
     assert [shard.options.task_prompt for shard in shards] == ["<CAPTION>"] * 6 + ["<OD>"]
+    assert [shard.weight for shard in shards] == [1] * 6 + [3]
     assert config.run_dir.name == "run"
     assert find_shards(make_config()) == ()
 
