@@ -222,18 +222,23 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
         rewind_metrics(run_dir, start.state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    absolute = {
-        "model_name": start.first_model or _absolute_model(start.model_name),
-        "dataset_path": absolute_roots(config.dataset_path),
-        "eval_path": absolute_roots(config.eval_path),
-        "output_dir": config.output_dir.absolute(),
-    }
-    settings = config.model_copy(update=absolute | {"resume": None})
+    first_model = start.first_model or _absolute_model(start.model_name)
+    settings = _by_absolute_paths(config).model_copy(update={"model_name": first_model, "resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
     contents = start.before or Contents.of(start.split, digests)
     roots = (*config.roots, *config.eval_roots)
     shards = [absolute_shard(shard.path) for shard in start.shards]
     write_text(run_dir / SPLIT_FILE, split_to_json(start.split, roots, contents, shards))
+
+
+def _by_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same settings as config.yaml keeps them: they mean the same from any folder."""
+    absolute = {
+        "dataset_path": absolute_roots(config.dataset_path),
+        "eval_path": absolute_roots(config.eval_path),
+        "output_dir": config.output_dir.absolute(),
+    }
+    return config.model_copy(update=absolute)
 
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
@@ -260,7 +265,7 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
 
     Raises UserError where one of them can't change when a run is resumed.
     """
-    now = config.model_dump(mode="json")
+    now = _by_absolute_paths(config).model_dump(mode="json")
     for key in _FIXED:
         if now[key] != before[key]:
             raise UserError(f"the run has {key} {before[key]}, this command {now[key]}: it can't change on the way")

@@ -299,17 +299,22 @@ def test_an_image_that_was_never_readable_may_be_gone_later(
 
 
 def test_what_a_resumed_run_misses_is_refused_and_what_changed_is_said(
-    make_config: MakeConfig, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(shapes, photos)
-    run = partial(make_config, dataset_path=photos, eval_steps=None, resume="latest")
+    monkeypatch.chdir(tmp_path)
+    run = partial(make_config, dataset_path="photos", eval_steps=None, resume="latest")
     train(run(max_steps=3))  # every image once
     (photos / "0001.txt").write_text("another caption")
     picture = (photos / "0002.png").read_bytes()
     (photos / "0002.png").write_bytes(picture[:-1] + bytes([picture[-1] ^ 1]))  # as long as before
     (photos / "0003.png").rename(tmp_path / "0003.png")
-    with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*/0003.png; bring them back"):
+    with pytest.raises(UserError, match=r"^1 images or their captions are gone, .*0003.png; bring them back"):
         train(run(max_steps=4))
     (tmp_path / "0003.png").rename(photos / "0003.png")
     capsys.readouterr()
@@ -318,6 +323,7 @@ def test_what_a_resumed_run_misses_is_refused_and_what_changed_is_said(
         said = capsys.readouterr().err
         assert "1 captions have changed since the run began: 0001.png; it ends with other weights than it would" in said
         assert "warning: 1 images have changed since the run began: 0002.png; it ends with other" in said
+        assert f"settings that changed: max_steps {steps - 1} -> {steps}\n" in said  # no relative path that is the same
 
 
 def test_a_run_starts_from_the_best_of_another_and_remembers_it(
