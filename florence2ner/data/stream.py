@@ -121,8 +121,8 @@ class _Batches(IterableDataset[Batch | UserError]):
             try:
                 taken = list(islice(lanes[lane], self.order.batch_size))
             except UserError as error:
-                told = "; ".join((str(error), *faults.report()))
-                yield UserError(told)  # given, not raised: a DataLoader would add the worker's traceback to the message
+                # Given, not raised: a DataLoader would add the worker's traceback to the message.
+                yield UserError(f"{error}; of the first: {'; '.join(self._why_empty(0)) or 'it has none'}")
                 return
             yield replace(self._load(taken), origin=FromLane(lane, taken[-1].position.numbers(), faults.take()))
 
@@ -152,6 +152,13 @@ class _Batches(IterableDataset[Batch | UserError]):
                 if count:
                     faults.add(f"captions are longer than {stream.longest} tokens and are {what}", str(sample.image))
             yield from fitted.samples
+
+    def _why_empty(self, number: int) -> list[str]:
+        """Lines about what a shard has instead of samples that are trained on."""
+        faults = Faults()
+        for _ in self._read(number, faults):
+            pass
+        return faults.report()
 
     def _load(self, taken: Sequence[Taken]) -> Batch:
         draws = [Draw(row, visit=one.visit) for row, one in enumerate(taken)]
