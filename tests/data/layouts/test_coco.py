@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, train
+from florence2ner import CaptionConfig, TrainConfig, UserError, caption, train
 from florence2ner.data.layouts.coco import discover, matches
 from florence2ner.data.pictures import load_image
 from florence2ner.data.samples import Sample
@@ -292,38 +293,43 @@ def test_other_files_are_not_cocos(tmp_path: Path, text: str) -> None:
 # --- a detector is trained --------------------------------------------------------------------------------------------
 
 
-def draw_detection(folder: Path, count: int, *, seed: int) -> tuple[Sample, ...]:
-    """Drawn shapes with a COCO file, and what is discovered there."""
+def draw_detection(folder: Path, count: int, *, seed: int) -> list[str]:
+    """Drawn shapes with a caption each beside them and a COCO file with their boxes; the captions."""
     rng = random.Random(seed)
-    images, annotations, numbers = [], [], dict[str, int]()
+    images, annotations, captions, numbers = [], [], [], dict[str, int]()
     folder.mkdir(parents=True)
     for number in range(count):
         shape, caption = draw_shape(rng)
         shape.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
         _, _, colour, form, *_ = caption.split()
         category = numbers.setdefault(f"{colour} {form}", len(numbers))
         x1, y1, x2, y2 = box_of_shape(shape)
         images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
         annotations.append(box(number, x1, y1, x2 - x1, y2 - y1, category=category))
+        captions.append(caption)
     write(folder / "boxes.json", images, annotations, [{"id": n, "name": name} for name, n in numbers.items()])
-    samples = discover(folder).samples
-    assert len(samples) == count
-    return samples
+    return captions
 
 
 @pytest.mark.slow
-def test_a_model_that_is_trained_on_boxes_finds_those_of_unseen_pictures(tmp_path: Path) -> None:
-    samples = draw_detection(tmp_path / "train", 512, seed=1)
-    draw_detection(tmp_path / "unseen", 64, seed=2)
-    init_model(tmp_path / "tiny", preset="tiny", captions=[sample.caption for sample in samples], seed=42)
+def test_captions_and_boxes_that_are_trained_together_are_two_answers_for_an_unseen_picture(tmp_path: Path) -> None:
+    """Place and size are learnt in this time, form and colour are not yet."""
+    captions = draw_detection(tmp_path / "train", 256, seed=1)
+    answers = [sample.caption for sample in discover(tmp_path / "train").samples]
+    truth = draw_detection(tmp_path / "truth", 64, seed=2)
+    (tmp_path / "unseen").mkdir()
+    for drawn in (tmp_path / "truth").glob("*.png"):
+        shutil.copy(drawn, tmp_path / "unseen")
+    init_model(tmp_path / "tiny", preset="tiny", captions=[*captions, *answers], seed=42)
     checkpoint = train(
         TrainConfig(
             model_name=str(tmp_path / "tiny"),
-            dataset_path=tmp_path / "train",
+            dataset_path=[{"path": tmp_path / "train", "layout": layout} for layout in ("files", "coco")],
             output_dir=tmp_path / "checkpoints",
-            epochs=5,
-            learning_rate=1.5e-3,
-            train_batch_size=16,
+            epochs=4,
+            learning_rate=2e-3,
+            train_batch_size=8,
             gradient_accumulation_steps=1,
             gradient_checkpointing=False,
             freeze_vision=False,
@@ -334,13 +340,20 @@ def test_a_model_that_is_trained_on_boxes_finds_those_of_unseen_pictures(tmp_pat
             feature_cache="off",
         )
     )
-    settings = {"max_new_tokens": 16, "num_beams": 1, "batch_size": 64, "show": 0}
-    result = evaluate(EvalConfig(model_name=str(checkpoint), dataset_path=tmp_path / "unseen", **settings))
-    pictures = [Image.open(tmp_path / "unseen" / row.image) for row in result.captions]
-    drawn = [box_of_shape(shape) for shape in pictures]
-    answers = [parse_answer(TASKS["<OD>"], row.prediction, (SIDE, SIDE)) for row in result.captions]
-    found = [(answer["bboxes"] or [(0, 0, 0, 0)])[0] for answer in answers if isinstance(answer, dict)]
-    of_its_own = np.mean([overlap(*pair) for pair in zip(found, drawn, strict=True)])
-    of_another = np.mean([overlap(*pair) for pair in zip(found, drawn[1:] + drawn[:1], strict=True)])
+    asked = {"task_prompt": ("<CAPTION>", "<OD>"), "max_new_tokens": 24, "num_beams": 1, "batch_size": 64}
+    caption(CaptionConfig(paths=(tmp_path / "unseen",), model_name=str(checkpoint), **asked))
+    right, found, boxes = [], [], []
+    for number, expected in enumerate(truth):
+        picture = tmp_path / "unseen" / f"{number}.png"
+        written = picture.with_suffix(".caption.txt").read_text(encoding="utf-8").strip()
+        assert "<loc_" not in written
+        _, size, _, _, place = expected.split(maxsplit=4)
+        right.append(written.endswith(place) and size in written.split())
+        answer = json.loads(picture.with_suffix(".od.json").read_text(encoding="utf-8"))
+        found.append((answer["bboxes"] or [(0, 0, 0, 0)])[0])
+        boxes.append(box_of_shape(Image.open(picture)))
+    of_its_own = np.mean([overlap(*pair) for pair in zip(found, boxes, strict=True)])
+    of_another = np.mean([overlap(*pair) for pair in zip(found, boxes[1:] + boxes[:1], strict=True)])
     assert of_its_own > 0.5
-    assert of_another < 0.35, "it looks at the picture, and doesn't guess where shapes are"
+    assert of_another < 0.3, "it looks at the picture, and doesn't guess where shapes are"
+    assert np.mean(right) > 0.7, "place and size"

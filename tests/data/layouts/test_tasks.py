@@ -1,30 +1,23 @@
 """Captions in folders named by their task: one image, several tasks, encoded once; what can't be used is named."""
 
-import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from florence2ner import CaptionConfig, TrainConfig, UserError, caption, train
+from florence2ner import UserError, train
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.layouts.choice import choose_layout
 from florence2ner.data.layouts.tasks import discover, matches
 from florence2ner.data.loader import SequentialLoader
 from florence2ner.data.split import SplitRule, discover_split
-from florence2ner.demo import SIDE, box_of_shape, draw_shape
-from florence2ner.model.answers import write_boxes
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.checkpoints.processing import expand_prompt
-from florence2ner.model.checkpoints.scratch import init_model
 from florence2ner.model.inputs import IGNORE_INDEX
 from tests.conftest import MakeConfig
-from tests.data.support import overlap, put, root_of
+from tests.data.support import put, root_of
 
 BOX = "cat<loc_1><loc_2><loc_300><loc_400>"
 
@@ -219,63 +212,3 @@ def test_an_image_with_two_tasks_is_in_the_cache_once(two_tasks: Path, make_conf
     train(make_config(dataset_path=two_tasks, eval_steps=None))
     files = [path for path in (tmp_path / "features").rglob("*") if path.is_file() and not path.suffix]
     assert len(files) == 8
-
-
-def draw_both(root: Path, count: int, *, seed: int) -> list[str]:
-    """Drawn shapes with a caption and a box each; what was written."""
-    rng = random.Random(seed)
-    texts = []
-    for number in range(count):
-        shape, caption = draw_shape(rng)
-        _, _, colour, form, *_ = caption.split()
-        answer = write_boxes([f"{colour} {form}"], [box_of_shape(shape)], (SIDE, SIDE))
-        write(root, **{f"<CAPTION>/{number}.txt": caption, f"<OD>/{number}.txt": answer})
-        shape.save(root / f"{number}.png")
-        texts += [caption, answer]
-    return texts
-
-
-@pytest.mark.slow
-def test_two_tasks_that_are_trained_together_answer_differently(tmp_path: Path) -> None:
-    """Place, size and form are learnt in this time, colours are not yet."""
-    texts = draw_both(tmp_path / "train", 1024, seed=1)
-    truth = draw_both(tmp_path / "truth", 64, seed=2)[::2]
-    unseen = tmp_path / "unseen"
-    unseen.mkdir()
-    for picture in (tmp_path / "truth").glob("*.png"):
-        shutil.copy(picture, unseen)
-    init_model(tmp_path / "tiny", preset="tiny", captions=texts, seed=42)
-    checkpoint = train(
-        TrainConfig(
-            model_name=str(tmp_path / "tiny"),
-            dataset_path=tmp_path / "train",
-            output_dir=tmp_path / "checkpoints",
-            epochs=4,
-            learning_rate=1.5e-3,
-            train_batch_size=16,
-            gradient_accumulation_steps=1,
-            gradient_checkpointing=False,
-            freeze_vision=False,
-            warmup_steps=10,
-            eval_steps=None,
-            save_steps=None,
-            log_with=("none",),
-            feature_cache="off",
-        )
-    )
-    asked = {"task_prompt": ("<CAPTION>", "<OD>"), "max_new_tokens": 24, "num_beams": 1, "batch_size": 64}
-    caption(CaptionConfig(paths=(unseen,), model_name=str(checkpoint), **asked))
-    right, found, drawn = [], [], []
-    for number, expected in enumerate(truth):
-        written = (unseen / f"{number}.caption.txt").read_text(encoding="utf-8").strip()
-        assert "<loc_" not in written
-        size, _, form, place = expected.split(maxsplit=4)[1:]
-        right.append(written.endswith(place) and {size, form} <= {*written.split()})
-        answer = json.loads((unseen / f"{number}.od.json").read_text(encoding="utf-8"))
-        found.append((answer["bboxes"] or [(0, 0, 0, 0)])[0])
-        drawn.append(box_of_shape(Image.open(unseen / f"{number}.png")))
-    of_its_own = np.mean([overlap(*pair) for pair in zip(found, drawn, strict=True)])
-    of_another = np.mean([overlap(*pair) for pair in zip(found, drawn[1:] + drawn[:1], strict=True)])
-    assert of_its_own > 0.5
-    assert of_another < 0.35, "it looks at the picture, and doesn't guess where shapes are"
-    assert np.mean(right) > 0.7, "place, size and form"
