@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from florence2ner.config.commands import TrainConfig
+from florence2ner.config.commands import InspectConfig, TrainConfig
 from florence2ner.data.order import DataOrder, ShuffledOrder
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import Split, SplitRule
 from florence2ner.data.split_file import read_lists
 
-PlannedRun = TrainConfig
+PlannedRun = TrainConfig | InspectConfig  # `inspect` looks ahead to a run
 
 
 def split_rule(config: PlannedRun) -> SplitRule | None:

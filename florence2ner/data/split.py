@@ -1,7 +1,7 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from florence2ner.data.similar import with_similar
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
 
-TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+# Kinds of faults: what is not trained on, as it is evaluated on.
+COPY_OF_EVAL, SIMILAR_TO_EVAL = "copy-across-split", "near-duplicate-of-eval"
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,9 @@ def _without_copies(
     if len(kept) == len(train):
         return train, []
     names = list(dict.fromkeys(str(sample.image) for sample in train if sample.image.key in leaks))
-    kind, name = ("copy-across-split", "copies") if similarity is None else ("similar-to-eval", "near duplicates")
+    kind, name = (COPY_OF_EVAL, "copies") if similarity is None else (SIMILAR_TO_EVAL, "near duplicates")
     what = f"images are {name} of some that are evaluated on, and are not trained on"
     return kept, [Fault(kind, what, tuple(names))]
-
-
-def number_held_out(keys: Collection[str], ratio: float, seed: int) -> int:
-    """How many of the images with these keys are held out as a share of about `ratio`: one at least."""
-    return max(1, sum(_place(key, seed) < ratio for key in keys))
 
 
 def _place(key: str, seed: int) -> float:
