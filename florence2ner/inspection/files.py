@@ -1,6 +1,6 @@
 """What is wrong with the files of a dataset, as their names tell: what has no pair, shares one, or is not read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,25 +88,28 @@ def _without_caption(dataset: Dataset) -> list[Finding]:
     """Images without a caption, and captions without an image; of the former, those that have an empty file apart."""
     refused = {*dataset.found.refused.not_utf8, *dataset.found.refused.unreadable}
     items = {item.image.path: item for item in dataset.items}
-    alone, empty = [], []
-    for path in dataset.found.images_without_caption:
-        item = items.get(path)
-        if not (item and item.files):
-            alone.append(Example(dataset.name_of(path), images=(item.image,) if item else ()))
-        elif not refused.intersection(item.files):
-            empty.append(Example(item.image.key, images=(item.image,)))
-    commands = tuple(
-        dict.fromkeys(caption_command(part.root) for part, _ in dataset.parts if has_captions_beside(part.root))
-    )
+    alone: dict[Example, str] = {}  # with the commands that mend them
+    empty: dict[Example, str] = {}
+    for part, found in dataset.parts:
+        endings = tuple(map(str.lower, part.root.options.caption_extension))
+        command = caption_command(part.root) if has_captions_beside(part.root) else ""
+        for path in found.images_without_caption:
+            item = items.get(path)
+            files = [file for file in item.files if file.name.lower().endswith(endings)] if item else []
+            example = Example(dataset.name_of(path), images=(item.image,) if item else ())
+            if not files:
+                alone[example] = command
+            elif not refused.intersection(files):
+                empty[example] = command
     lost = _captions_without_image(dataset)
     return [
         Finding(
             "image-without-caption",
             "hurts",
             "[image has|images have] no caption",
-            "training leaves them out; `florence2ner caption` writes what is missing, or write them yourself",
+            "training leaves them out: write what is missing; `florence2ner caption` writes captions beside images",
             tuple(alone),
-            commands if alone else (),
+            _commands(alone),
         ),
         Finding(
             "empty-caption",
@@ -114,7 +117,7 @@ def _without_caption(dataset: Dataset) -> list[Finding]:
             "[caption is|captions are] empty",
             "training leaves their images out; `florence2ner caption` writes them, as an empty file counts as missing",
             tuple(empty),
-            commands if empty else (),
+            _commands(empty),
         ),
         Finding(
             "caption-without-image",
@@ -125,6 +128,10 @@ def _without_caption(dataset: Dataset) -> list[Finding]:
             tuple(set_aside(root, path) for path, root in lost.items() if has_captions_beside(root)),
         ),
     ]
+
+
+def _commands(found: Mapping[Example, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, found.values())))
 
 
 def _captions_without_image(dataset: Dataset) -> dict[Path, Root]:

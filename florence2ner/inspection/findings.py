@@ -76,11 +76,12 @@ class Inspection:
     histograms: tuple[Histogram, ...] = ()
     unchecked: tuple[str, ...] = ()  # lines about what was not looked at, and how to have it
     notes: tuple[str, ...] = ()  # lines about how the dataset is read, as `train` logs them
+    eval_roots: tuple[str, ...] = ()  # those of an eval_path
 
     @property
     def name(self) -> str:
         """All roots in one line."""
-        return ", ".join(self.roots)
+        return ", ".join((*self.roots, *self.eval_roots))
 
     @property
     def breaks(self) -> bool:

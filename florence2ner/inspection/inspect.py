@@ -2,11 +2,12 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from florence2ner.config.commands import InspectConfig
+from florence2ner.config.roots import Root
 from florence2ner.data.look import look_at_all
 from florence2ner.display import Display
 from florence2ner.files import as_utf8, check_writable, write_text
@@ -82,18 +83,20 @@ def look(config: InspectConfig, display: Display) -> Inspection:
     findings += [*run_findings(split, looks), *image_findings(dataset, looks, config.similarity)]
     figures += [*image_figures(looks), *run_figures(config, split, looks, encoding)]
     return Inspection(
-        tuple(dict.fromkeys(_name(root.path) for root in dataset.roots)),
+        _names(config.roots),
         in_order(findings),
         tuple(figures),
         (*histograms, *image_histograms(looks)),
         (unchecked,) if unchecked else (),
         tuple(map(plain, dataset.found.notes)),
+        _names(config.eval_roots),
     )
 
 
-def _name(root: Path) -> str:
-    """An absolute path; of a dataset on the hub the id."""
-    return plain(as_utf8(root.resolve() if root.exists() else root))
+def _names(roots: Sequence[Root]) -> tuple[str, ...]:
+    """Absolute paths, each once; of datasets on the hub the ids."""
+    paths = [root.path.resolve() if root.path.exists() else root.path for root in roots]
+    return tuple(dict.fromkeys(plain(as_utf8(path)) for path in paths))
 
 
 def _looks(dataset: Dataset, config: InspectConfig, display: Display) -> Looks:
@@ -111,6 +114,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
     """The inspection as JSON holds it: every case of every finding."""
     return {
         "dataset_path": list(found.roots),
+        "eval_path": list(found.eval_roots),
         "breaks": found.breaks,
         "findings": [_as_json(finding) for finding in found.findings],
         "figures": {name: number for figure in found.figures for name, number in figure.numbers.items()},

@@ -15,7 +15,7 @@ from florence2ner.engine.run_files import find_model
 from florence2ner.errors import UserError
 from florence2ner.inspection.dataset import Caption
 from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
-from florence2ner.model.checkpoints.loading import load_processor
+from florence2ner.model.checkpoints.loading import load_processor, quiet_transformers
 from florence2ner.model.vision import bytes_of_encoding
 
 _AT_A_TIME = 1000  # captions
@@ -38,6 +38,7 @@ class Measured:
     split: Split | None  # without what is too long, as training has it; None where it refuses the dataset
 
 
+@quiet_transformers()
 def measure(captions: Sequence[Caption], split: Split | None, model_name: str, too_long: TooLong) -> Measured:
     """Measure captions with the tokenizer of a model; its weights are not loaded.
 

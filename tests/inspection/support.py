@@ -42,10 +42,10 @@ def put(path: Path, caption: str | None, *, seed: int, size: tuple[int, int] = S
     return path
 
 
-def make_clean(root: Path, *, split: bool = False) -> Path:
+def make_clean(root: Path, *, split: bool = False, seed: int = 0) -> Path:
     """A dataset in which there is nothing to find; with `split`, in train/ and eval/."""
     for number, caption in enumerate(CAPTIONS):
-        put(root / _folder(number, split) / f"{number}.png", caption, seed=number)
+        put(root / _folder(number, split) / f"{number}.png", caption, seed=seed + number)
     return root
 
 

@@ -83,7 +83,7 @@ def test_roots_have_settings_of_their_own_and_an_eval_path(tmp_path: Path, tiny_
     assert f"{copy.count} images are copies of some that are evaluated on, and are not trained on" in line
     (example,) = copy.examples
     assert (example.name, example.detail) == ("photos/5.png", "held-out/seen.png")
-    assert found.roots == (str(photos), str(boxes), str(held_out))
+    assert (found.roots, found.eval_roots) == ((str(photos), str(boxes)), (str(held_out),))
     words = {figure.name: figure.words for figure in found.figures}
     assert words["images"] == "18, 18 with a caption"
     assert words["captions"] == "22: 12 for <DETAILED_CAPTION>, 6 for <CAPTION>, 4 for <OD>"

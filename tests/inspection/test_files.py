@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from florence2ner.data.formats import load_plugin
-from tests.inspection.support import findings, make_clean, names, picture, put
+from tests.inspection.support import CAPTIONS, findings, make_clean, names, put
 from tests.support import without_roots_powers
 
 
@@ -63,12 +63,24 @@ def test_images_in_no_list_of_a_given_split_are_named(tmp_path: Path) -> None:
     assert {kind: names(finding) for kind, finding in found.items()} == {"in-no-list": ["0.png"]}
 
 
+def test_a_folder_that_is_read_for_two_tasks_lacks_the_captions_of_one(tmp_path: Path) -> None:
+    make_clean(tmp_path)
+    for number in range(12):
+        (tmp_path / f"{number}.caption").write_text(f"of {CAPTIONS[number]}")
+    (tmp_path / "1.caption").unlink()
+    (tmp_path / "2.caption").write_text("")
+    other = {"path": str(tmp_path), "caption_extension": ".caption", "task_prompt": "<DETAILED_CAPTION>"}
+    found = findings([str(tmp_path), other])
+    command = f"florence2ner caption {tmp_path} --caption-extension .caption --task-prompt '<DETAILED_CAPTION>'"
+    assert {kind: (names(finding), finding.fixes) for kind, finding in found.items()} == {
+        "image-without-caption": (["1.png"], (command,)),
+        "empty-caption": (["2.png"], (command,)),
+    }
+
+
 def test_each_root_has_the_command_that_captions_it(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        put(make_clean(tmp_path / name) / "alone.png", None, seed=50)
-        for path in (tmp_path / name).glob("*.png"):
-            if name == "two":
-                picture(sum(path.stem.encode()) + 200).save(path)
+    for place, name in enumerate(("one", "two")):
+        put(make_clean(tmp_path / name, seed=50 * place) / "alone.png", None, seed=90 + place)
     for text in (tmp_path / "two").glob("*.txt"):
         text.rename(text.with_suffix(".caption"))
     other = {"path": str(tmp_path / "two"), "caption_extension": ".caption", "task_prompt": "<DETAILED_CAPTION>"}
