@@ -55,7 +55,7 @@ def inspect_dataset(config: InspectConfig) -> Inspection:
 
 def look(config: InspectConfig, display: Display) -> Inspection:
     """Read the captions, decode every image and put together what there is to say. Raises as `inspect_dataset`."""
-    if config.split_by_similarity is not None:
+    if config.split_by_similarity is not None and config.eval_steps is not None:
         display.say("decoding every image once, to find near duplicates")
     dataset = read_dataset(config)
     captions, split = dataset.captions, dataset.split
