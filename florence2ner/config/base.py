@@ -96,7 +96,11 @@ def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Pat
     try:
         return cls.model_validate(values | dict(flags))
     except ValidationError as error:
-        raise UserError("; ".join(_describe(cls, problem) for problem in error.errors())) from None
+        problems = error.errors()
+        # Of a list, what is refused is no item: pydantic also says that it has too few.
+        named = {problem["loc"][:1] for problem in problems if problem["type"] != "too_short"}
+        told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"][:1] not in named]
+        raise UserError("; ".join(_describe(cls, problem) for problem in told)) from None
 
 
 class _Loader(yaml.SafeLoader):

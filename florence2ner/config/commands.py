@@ -95,5 +95,5 @@ class CaptionConfig(
     """Settings of `florence2ner caption`."""
 
 
-class InspectConfig(PlannedRunOptions, FindingsOptions, InspectedOptions):
+class InspectConfig(PlannedRunOptions, FindingsOptions, LengthOptions, InspectedOptions):
     """Settings of `florence2ner inspect`."""

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import EXTENSION_PATTERN, MAX_PIXELS, DatasetFolder, TaskOptions, UserPath, check_file
-from florence2ner.config.train_options import DatasetOptions, TrainingOptions, TrainMachineOptions
+from florence2ner.config.options import MAX_PIXELS, DatasetFolder, UserPath, check_file
+from florence2ner.config.roots import DatasetRoots
+from florence2ner.config.train_options import DatasetOptions, EvaluationOptions, TrainingOptions, TrainMachineOptions
 
 
 def _as_in_train(group: type[Config], name: str) -> Any:
@@ -15,15 +16,17 @@ def _as_in_train(group: type[Config], name: str) -> Any:
     return group.model_fields[name]
 
 
-class InspectedOptions(TaskOptions):
-    """Which dataset is looked at, and what its captions are to have."""
+class InspectedOptions(DatasetOptions):
+    """Which dataset is looked at, as `train` takes it, and what its captions are to have."""
 
     panel: ClassVar[str] = "Data"
 
-    dataset_path: DatasetFolder = option(
-        ..., "Folder of captioned images, as `train` takes it; it may have train/ and eval/ in it.", positional=True
+    dataset_path: DatasetRoots = option(
+        ...,
+        "Folders of captioned images, as `train` takes them; in YAML each may be a mapping, as there.",
+        positional=True,
+        min_length=1,
     )
-    caption_extension: str = option(".txt", "Extension of the caption files.", pattern=EXTENSION_PATTERN)
     trigger_word: str | None = option(None, "A word that every caption is to have.", min_length=1)
     model_name: str | None = option(
         None,
@@ -74,7 +77,7 @@ class FindingsOptions(Config):
 
 
 class PlannedRunOptions(Config):
-    """The training run that the dataset is for: these settings of `train` decide its length and its cache."""
+    """The training run that the dataset is for: these settings of `train` decide its split, length and cache."""
 
     panel: ClassVar[str] = "Training"
 
@@ -85,5 +88,6 @@ class PlannedRunOptions(Config):
     max_steps: int | None = _as_in_train(TrainingOptions, "max_steps")
     train_batch_size: int = _as_in_train(TrainingOptions, "train_batch_size")
     gradient_accumulation_steps: int = _as_in_train(TrainingOptions, "gradient_accumulation_steps")
-    eval_split_ratio: float = _as_in_train(DatasetOptions, "eval_split_ratio")
+    eval_steps: int | None = _as_in_train(EvaluationOptions, "eval_steps")
+    seed: int = _as_in_train(TrainingOptions, "seed")
     feature_cache_dtype: Literal["bf16", "fp32"] = _as_in_train(TrainMachineOptions, "feature_cache_dtype")

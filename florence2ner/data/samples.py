@@ -102,6 +102,35 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One kind of thing in a dataset that is left out or changed, with the name of each case."""
+
+    kind: str  # stable, for programs
+    what: str  # after the number, as "boxes are empty and are left out"
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.names)} {self.what}: {name_some(self.names)}"
+
+
+@dataclass
+class Refused:
+    """Caption files that keep a command from starting; the layouts add to it. All are named, to be mended in one go."""
+
+    not_utf8: list[Path] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)  # and why
+
+    def check(self) -> None:
+        """Raise UserError where there are any."""
+        if self.not_utf8:
+            names = ", ".join(map(str, self.not_utf8))
+            raise UserError(f"{len(self.not_utf8)} captions are not UTF-8 text, save them as UTF-8: {names}")
+        if self.unreadable:
+            names = ", ".join(f"{path} ({reason})" for path, reason in self.unreadable.items())
+            raise UserError(f"{len(self.unreadable)} captions can't be read, give yourself the right to: {names}")
+
+
+@dataclass(frozen=True)
 class Discovery:
     """The captioned images found in a dataset, in sorted order, and the files that can't be used."""
 
@@ -110,8 +139,9 @@ class Discovery:
     captions_without_image: tuple[Path, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
     images_in_no_list: tuple[Path, ...] = ()  # of a split that was given
-    not_utf8: tuple[Path, ...] = ()  # caption files that are to be refused, by `check_utf8`
-    notes: tuple[str, ...] = ()  # lines about whatever else is left out or changed
+    refused: Refused = field(default_factory=Refused)  # for the caller to check
+    notes: tuple[str, ...] = ()  # lines about how the dataset is read
+    faults: tuple[Fault, ...] = ()  # whatever else is left out or changed
 
     def report(self) -> list[str]:
         """One line for each kind of thing that is left out or changed, with their number and a few names."""
@@ -123,11 +153,11 @@ class Discovery:
         lines = [
             f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in left_out.items() if paths
         ]
-        return [*lines, *self.left_out.report(), *self.notes]
+        return [*lines, *self.left_out.report(), *self.notes, *map(str, self.faults)]
 
 
 def merge(parts: Sequence[Discovery]) -> Discovery:
-    """What was found in several folders, each file and note once."""
+    """What was found in several folders, each file, note and fault once."""
 
     def all_of(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(item for part in parts for item in getattr(part, name)))
@@ -141,13 +171,20 @@ def merge(parts: Sequence[Discovery]) -> Discovery:
             [path for part in parts for path in part.left_out.special],
         ),
         all_of("images_in_no_list"),
-        all_of("not_utf8"),
+        Refused(
+            list(dict.fromkeys(path for part in parts for path in part.refused.not_utf8)),
+            {path: reason for part in parts for path, reason in part.refused.unreadable.items()},
+        ),
         all_of("notes"),
+        _merge_faults([fault for part in parts for fault in part.faults]),
     )
 
 
-def check_utf8(not_utf8: Sequence[Path]) -> None:
-    """Raise UserError where caption files are not UTF-8, and name them all: they are mended in one go."""
-    if not_utf8:
-        names = ", ".join(map(str, not_utf8))
-        raise UserError(f"{len(not_utf8)} captions are not UTF-8 text, save them as UTF-8: {names}")
+def _merge_faults(faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """One fault of each kind. The same folder may have been read twice."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        before = names.setdefault((fault.kind, fault.what), [])
+        known = {*before}
+        before += (name for name in fault.names if name not in known)
+    return tuple(Fault(kind, what, tuple(named)) for (kind, what), named in names.items())

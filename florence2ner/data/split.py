@@ -1,7 +1,7 @@
 """Splits a dataset into samples to train on and samples held out for evaluation."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,14 +9,15 @@ from florence2ner.config.roots import Root
 from florence2ner.data.chance import chance
 from florence2ner.data.duplicates import equal_files
 from florence2ner.data.formats import readable_images
-from florence2ner.data.layouts.choice import choose_layout, discover, folder_of, no_samples, with_layout
+from florence2ner.data.layouts.choice import discover, folder_of, no_samples, with_layout
 from florence2ner.data.repeats import apply_repeats
-from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8, merge
+from florence2ner.data.samples import Discovery, Fault, ImageRef, Sample, Side, merge
 from florence2ner.data.similar import with_similar
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
 
-TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+# Kinds of faults: what is not trained on, as it is evaluated on.
+COPY_OF_EVAL, SIMILAR_TO_EVAL = "copy-across-split", "near-duplicate-of-eval"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class SplitRule:
         return "split" if self.lists else "eval_split_ratio" if self.count is None else "eval_split_count"
 
 
+@dataclass(frozen=True)
+class Part:
+    """A folder of a root that is read for a run."""
+
+    root: Root  # with its layout
+    folder: Path
+    side: Side
+    divided: bool = False  # whether the rule says what of it is held out
+
+
 def discover_split(
     roots: Sequence[Root], *, rule: SplitRule | None, eval_roots: Sequence[Root] = (), kohya_repeats: bool = False
 ) -> tuple[Split, Discovery]:
@@ -67,24 +78,47 @@ def discover_split(
     its eval/ where that exists and no list is given, else those that the `rule` says; without a rule, none. With
     `eval_roots`, just their samples are held out. Images in an eval/, or linked from there, and copies of what is held
     out, or its near duplicates where the rule has a `similarity`, are never trained on. Raises UserError when nothing
-    is left to train or evaluate on, for captions that are not UTF-8, and as `discover` does.
+    is left to train or evaluate on, for captions that can't be read, and as `discover` does.
     """
+    parts = list_parts(roots, rule=rule, eval_roots=eval_roots)
+    return divide([(part, read_part(part)) for part in parts], rule=rule, kohya_repeats=kohya_repeats)
+
+
+def list_parts(roots: Sequence[Root], *, rule: SplitRule | None, eval_roots: Sequence[Root] = ()) -> list[Part]:
+    """The folders that `discover_split` reads for these arguments. Raises UserError as `choose_layout` does."""
     whole = bool(rule and rule.lists)
-    roots = [with_layout(root) for root in roots]
-    with_eval = [] if whole or eval_roots or not rule else [root for root in roots if folder_of("eval", root)]
-    parts = [_read(root, None if whole else folder_of("train", root)) for root in roots]
-    of_eval = [_read(root, folder_of("eval", root)) for root in with_eval]
+    trained = [with_layout(root) for root in roots]
+    parts: list[Part] = []
+    for root in trained:
+        has_eval = bool(rule and not whole and not eval_roots and folder_of("eval", root))
+        folder = None if whole else folder_of("train", root)
+        parts.append(Part(root, folder or root.path, "train", divided=bool(rule and not eval_roots and not has_eval)))
+        if has_eval:
+            parts.append(Part(root, folder_of("eval", root) or root.path, "eval"))
     if rule:
-        of_eval += [_read(root) for root in eval_roots]
-    _check([*parts, *of_eval])
+        parts += [Part(root, root.path, "eval") for root in map(with_layout, eval_roots)]
+    return parts
+
+
+def read_part(part: Part) -> Discovery:
+    """What is found in a part. Raises UserError as `discover` does."""
+    return discover(part.root, folder=part.folder)
+
+
+def divide(
+    read: Sequence[tuple[Part, Discovery]], *, rule: SplitRule | None, kohya_repeats: bool = False
+) -> tuple[Split, Discovery]:
+    """The result of `discover_split`, from its parts and what was found in them. Raises UserError as that does."""
+    _check(read)
     divided: list[Discovery] = []  # by the rule
     apart: list[Discovery] = []  # from what is held out otherwise
-    for part in parts:
-        samples = part.found.samples if whole else _not_of_eval(part)
-        samples, notes = apply_repeats(samples, part.root.path, wanted=kohya_repeats)
-        found = replace(part.found, samples=samples, notes=(*part.found.notes, *notes))
-        (apart if eval_roots or part.root in with_eval else divided).append(found)
-    held_out = [part.found for part in of_eval]
+    for part, found in read:
+        if part.side == "train":
+            samples = found.samples if rule and rule.lists else _not_of_eval(part, found)
+            samples, notes = apply_repeats(samples, part.root.path, wanted=kohya_repeats)
+            found = replace(found, samples=samples, notes=(*found.notes, *notes))
+            (divided if part.divided else apart).append(found)
+    held_out = [found for part, found in read if part.side == "eval"]
     found = merge([*divided, *apart, *held_out])
     if rule is None:
         return Split(found.samples, ()), found
@@ -97,62 +131,51 @@ def discover_split(
         split, unlisted = hold_out(merge(divided).samples, rule, copies)
         train, chosen = train + split.train, chosen + split.eval
         found = replace(found, images_in_no_list=unlisted)
-    train, note = _without_copies(train, chosen, copies, "copies" if rule.similarity is None else "near duplicates")
+    train, faults = _without_copies(train, chosen, copies, rule.similarity)
     if not train:
-        raise UserError(
-            f"every image of {name_some([root.path for root in roots])} is evaluated on, too: nothing is left to train"
-        )
-    return Split(train, chosen), replace(found, samples=train + chosen, notes=(*found.notes, *note))
+        names = name_some(list(dict.fromkeys(part.root.path for part, _ in read if part.side == "train")))
+        raise UserError(f"every image of {names} is evaluated on, too: nothing is left to train")
+    return Split(train, chosen), replace(found, samples=train + chosen, faults=(*found.faults, *faults))
 
 
 def discover_held_out(roots: Sequence[Root]) -> Discovery:
     """What is held out in roots that are evaluated on as a whole. Raises UserError as `discover_split` does."""
-    parts = [_read(root) for root in roots]
-    _check(parts)
-    return merge([part.found for part in parts])
+    parts = [Part(root, root.path, "eval") for root in map(with_layout, roots)]
+    read = [(part, read_part(part)) for part in parts]
+    _check(read)
+    return merge([found for _, found in read])
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What was found in a folder of a root."""
-
-    root: Root
-    folder: Path
-    layout: str
-    found: Discovery
+def _check(read: Sequence[tuple[Part, Discovery]]) -> None:
+    """Raise UserError for captions that can't be read, all in one go, and for a part without samples."""
+    merge([found for _, found in read]).refused.check()
+    for part, found in read:
+        if not found.samples:
+            raise no_samples(part.folder, found, part.root.options, part.root.options.layout)
 
 
-def _read(root: Root, folder: Path | None = None) -> _Part:
-    """What is found in a folder of a root; None: in all of it."""
-    folder = folder or root.path
-    layout = choose_layout(root.path, root.options)
-    return _Part(root, folder, layout, discover(root, folder=folder, layout=layout))
-
-
-def _check(parts: Sequence[_Part]) -> None:
-    """Raise UserError for captions that are not UTF-8, all in one go, and for a part without samples."""
-    check_utf8(merge([part.found for part in parts]).not_utf8)
-    for part in parts:
-        if not part.found.samples:
-            raise no_samples(part.folder, part.found, part.root.options, part.layout)
-
-
-def _not_of_eval(part: _Part) -> tuple[Sample, ...]:
+def _not_of_eval(part: Part, found: Discovery) -> tuple[Sample, ...]:
     """The samples of a part whose images are not in its root's eval/, nor linked from there."""
     folder = folder_of("eval", part.root)
     if not folder:
-        return part.found.samples
+        return found.samples
     hidden = {os.path.realpath(image) for image in readable_images(folder)}
-    kept = tuple(sample for sample in part.found.samples if os.path.realpath(sample.image.path) not in hidden)
+    kept = tuple(sample for sample in found.samples if os.path.realpath(sample.image.path) not in hidden)
     if not kept:
         raise UserError(f"all images of {part.root.path} are in {folder}: nothing is left to train on")
     return kept
 
 
 def _without_copies(
-    train: tuple[Sample, ...], held_out: tuple[Sample, ...], copies: Sequence[Sequence[ImageRef]], name: str
-) -> tuple[tuple[Sample, ...], list[str]]:
-    """The samples to train on that are no copies of what is held out, and a line about the others, called `name`."""
+    train: tuple[Sample, ...],
+    held_out: tuple[Sample, ...],
+    copies: Sequence[Sequence[ImageRef]],
+    similarity: int | None,
+) -> tuple[tuple[Sample, ...], list[Fault]]:
+    """The samples to train on that are no `copies` of what is held out, and a fault about the others.
+
+    With a `similarity`, the copies are near duplicates.
+    """
     chosen = {sample.image.key for sample in held_out}
     groups = [{image.key for image in group} for group in copies]
     leaks = chosen.union(*(keys for keys in groups if keys & chosen))  # a table may name an image on both sides
@@ -160,14 +183,9 @@ def _without_copies(
     if len(kept) == len(train):
         return train, []
     names = list(dict.fromkeys(str(sample.image) for sample in train if sample.image.key in leaks))
-    return kept, [
-        f"{len(names)} images are {name} of some that are evaluated on, and are not trained on: {name_some(names)}"
-    ]
-
-
-def number_held_out(keys: Collection[str], ratio: float, seed: int) -> int:
-    """How many of the images with these keys are held out as a share of about `ratio`: one at least."""
-    return max(1, sum(_place(key, seed) < ratio for key in keys))
+    kind, name = (COPY_OF_EVAL, "copies") if similarity is None else (SIMILAR_TO_EVAL, "near duplicates")
+    what = f"images are {name} of some that are evaluated on, and are not trained on"
+    return kept, [Fault(kind, what, tuple(names))]
 
 
 def _place(key: str, seed: int) -> float:

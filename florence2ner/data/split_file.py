@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from florence2ner.config.roots import Root, absolute_shard
-from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
+from florence2ner.data.samples import Discovery, ImageRef, Sample
 from florence2ner.data.split import Lists, Split
 from florence2ner.display import name_some
 from florence2ner.errors import UserError
@@ -109,7 +109,7 @@ def read_split(
 
     split = Split(read(record[_TRAIN], record[_WEIGHTS]), read(record[_EVAL], []))
     if gone:
-        check_utf8(found.not_utf8)
+        found.refused.check()
         names = list(dict.fromkeys(gone))
         raise UserError(
             f"{len(names)} images or their captions are gone, but the run that is resumed uses them: "

@@ -21,7 +21,7 @@ from florence2ner.data.captions import fit_captions, overlong_note, special_toke
 from florence2ner.data.layouts.choice import discover, folder_of, no_samples, with_layout
 from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.data.order import deal
-from florence2ner.data.samples import Sample, check_utf8, merge
+from florence2ner.data.samples import Sample, merge
 from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
@@ -185,7 +185,7 @@ def _discover(config: EvalConfig, display: Display) -> tuple[list[str], tuple[Sa
     for root in map(with_layout, config.roots):
         folder = folder_of("eval", root) or root.path
         found = discover(root, folder=folder)
-        check_utf8(found.not_utf8)
+        found.refused.check()
         if not found.samples:
             raise no_samples(folder, found, root.options, root.options.layout)
         folders.append(root.shards or str(folder))

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -70,11 +70,18 @@ class Figure:
 class Inspection:
     """The result of an inspection."""
 
-    root: str
+    roots: tuple[str, ...]
     findings: tuple[Finding, ...]  # the gravest first
     figures: tuple[Figure, ...]  # what there is
     histograms: tuple[Histogram, ...] = ()
-    unchecked: tuple[str, ...] = field(default=())  # lines about what was not looked at, and how to have it
+    unchecked: tuple[str, ...] = ()  # lines about what was not looked at, and how to have it
+    notes: tuple[str, ...] = ()  # lines about how the dataset is read, as `train` logs them
+    eval_roots: tuple[str, ...] = ()  # those of an eval_path
+
+    @property
+    def name(self) -> str:
+        """All roots in one line."""
+        return ", ".join((*self.roots, *self.eval_roots))
 
     @property
     def breaks(self) -> bool:

@@ -7,8 +7,10 @@ from statistics import median
 
 from florence2ner.data.look import Look
 from florence2ner.data.similar import similar_groups
+from florence2ner.data.split import COPY_OF_EVAL, SIMILAR_TO_EVAL
+from florence2ner.inspection.dataset import Dataset, Item
+from florence2ner.inspection.files import aside
 from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
-from florence2ner.inspection.folder import Folder, Item, set_aside
 
 Looks = Mapping[Item, Look]
 
@@ -19,11 +21,11 @@ _ASPECTS = (1.1, 1.25, 1.5, 2.0, 3.0, _EXTREME)
 _SIDES = (64, 256, 512, 768, 1024, 2048)  # pixels
 
 
-def image_findings(folder: Folder, looks: Looks, similarity: int) -> list[Finding]:
+def image_findings(dataset: Dataset, looks: Looks, similarity: int) -> list[Finding]:
     """The findings about images. `looks` has one for each image, in their order."""
     readable = {item: look for item, look in looks.items() if not look.failure}
     return [
-        _unreadable(folder, looks),
+        _unreadable(dataset, looks),
         _odd(
             "tiny",
             f"[image has|images have] a side shorter than {_TINY} pixels",
@@ -42,8 +44,8 @@ def image_findings(folder: Folder, looks: Looks, similarity: int) -> list[Findin
             "there is nothing to describe in them: look whether they were exported rightly",
             {item: _by(look.size) for item, look in readable.items() if look.flat},
         ),
-        *_copies(folder, readable),
-        *_similar(folder, readable, similarity),
+        *_copies(dataset, readable),
+        *_similar(readable, similarity),
     ]
 
 
@@ -103,7 +105,7 @@ def _by(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _unreadable(folder: Folder, looks: Looks) -> Finding:
+def _unreadable(dataset: Dataset, looks: Looks) -> Finding:
     failed = {item: look.failure for item, look in looks.items() if look.failure}
     return Finding(
         "unreadable-image",
@@ -111,7 +113,7 @@ def _unreadable(folder: Folder, looks: Looks) -> Finding:
         "[image|images] can't be read",
         "training names and skips them: fetch them again, or take them out",
         tuple(Example(item.image.key, reason) for item, reason in failed.items()),
-        tuple(_aside(folder, item) for item in failed),
+        tuple(fix for item in failed for fix in aside(dataset, item)),
     )
 
 
@@ -120,26 +122,25 @@ def _odd(kind: str, title: str, advice: str, found: Mapping[Item, str]) -> Findi
     return Finding(kind, "hurts", title, advice, examples)
 
 
-def _copies(folder: Folder, readable: Looks) -> list[Finding]:
-    """Files with the same content: across train and eval, with different captions, and the rest."""
+def _copies(dataset: Dataset, readable: Looks) -> list[Finding]:
+    """Files with the same content: those that train leaves out for it, those with other captions, and the rest."""
     by_digest: defaultdict[bytes, list[Item]] = defaultdict(list)
     for item, look in readable.items():
-        if item.side != "unused":
-            by_digest[look.digest].append(item)
+        by_digest[look.digest].append(item)
     groups = [items for items in by_digest.values() if len(items) > 1]
-    across = [group for group in groups if _is_across(group)]
-    same_side = [group for group in groups if not _is_across(group)]
-    differing = [group for group in groups if len({item.caption for item in group if item.caption}) > 1]
-    doubled = [group for group in same_side if group not in differing]
-    chance = "" if folder.has_eval else "; the split, drawn by chance, can put one into train and the other into eval"
+    left_out = [item for item in dataset.items if item.is_copy and not _has_near_duplicates(dataset)]
+    twins = {item: twin for group in groups for item in group if (twin := _evaluated(group))}
+    differing = [group for group in groups if _captions_differ(group)]
+    doubled = [group for group in groups if not (_captions_differ(group) or any(item.is_copy for item in group))]
     return [
         Finding(
-            "copy-across-split",
+            COPY_OF_EVAL,
             "hurts",
-            "[image is|images are] in train and, as an exact copy, in eval",
-            "the evaluation flatters a model that was trained on them: take them out of train/",
-            tuple(map(_group, across)),
-            tuple(_aside(folder, item) for group in across for item in group if item.side == "train"),
+            "[image is a copy of one that is evaluated on, and is not trained on|"
+            "images are copies of some that are evaluated on, and are not trained on]",
+            "the evaluation would flatter a model that was trained on them: take them out, or evaluate on others",
+            tuple(_group([item, *([twins[item]] if item in twins else [])]) for item in left_out),
+            tuple(fix for item in left_out for fix in aside(dataset, item)),
         ),
         Finding(
             "copies-differ",
@@ -152,42 +153,63 @@ def _copies(folder: Folder, readable: Looks) -> list[Finding]:
             "copy",
             "note",
             "[image has|images have] exact copies",
-            f"each copy counts once more in training{chance}",
+            "each copy counts once more in training; a split by chance keeps them on one side",
             tuple(map(_group, doubled)),
-            tuple(_aside(folder, item) for group in doubled for item in _spare(group)),
+            tuple(fix for group in doubled for item in _spare(group) for fix in aside(dataset, item)),
         ),
     ]
 
 
+def _has_near_duplicates(dataset: Dataset) -> bool:
+    """Whether near duplicates of what is evaluated on are left out, too, which are told as a fault of their own."""
+    return any(fault.kind == SIMILAR_TO_EVAL for fault in dataset.found.faults)
+
+
+def _evaluated(group: Sequence[Item]) -> Item | None:
+    return next((item for item in group if item.side == "eval"), None)
+
+
+def _captions_differ(group: Sequence[Item]) -> bool:
+    """Whether images of a group have other captions for the same task."""
+    texts: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
+    for item in group:
+        of_task: defaultdict[str, set[str]] = defaultdict(set)
+        for caption in item.captions:
+            of_task[caption.task_prompt].add(caption.text)
+        for prompt, captions in of_task.items():
+            texts[prompt].add(frozenset(captions))
+    return any(len(different) > 1 for different in texts.values())
+
+
 def _spare(group: Sequence[Item]) -> list[Item]:
     """All of a group of copies but one, which has a caption if any has."""
-    kept = next((item for item in group if item.caption), group[0])
+    kept = next((item for item in group if item.captions), group[0])
     return [item for item in group if item is not kept]
 
 
-def _similar(folder: Folder, readable: Looks, similarity: int) -> list[Finding]:
+def _similar(readable: Looks, similarity: int) -> list[Finding]:
     """Pictures that look the same but are not the same file. Those of a single colour all look the same."""
-    first: dict[bytes, Item] = {}  # one of each group of exact copies
+    first: dict[bytes, Item] = {}  # one of each group of exact copies, before others one that is used
     for item, look in readable.items():
-        if item.side != "unused" and not look.flat:
-            first.setdefault(look.digest, item)
+        if not look.flat and (look.digest not in first or first[look.digest].side == "unused"):
+            first[look.digest] = item
     items = list(first.values())
     groups = [[items[i] for i in indices] for indices in similar_groups([readable[item] for item in items], similarity)]
     across = [group for group in groups if _is_across(group)]
-    chance = "" if folder.has_eval else "; the split, drawn by chance, can put one into train and the other into eval"
     return [
         Finding(
             "similar-across-split",
             "hurts",
             "[group|groups] of images in train and eval look nearly the same",
-            "the evaluation flatters a model that was trained on nearly the same: look at them",
+            "the evaluation flatters a model that was trained on nearly the same: train with "
+            f"--split-by-similarity {similarity}, which keeps them on one side, or look at them",
             tuple(map(_group, across)),
         ),
         Finding(
             "similar",
             "note",
             "[group of images looks|groups of images look] nearly the same",
-            f"resized, recompressed or burst shots count several times{chance}",
+            "resized, recompressed or burst shots count several times",
             tuple(_group(group) for group in groups if not _is_across(group)),
         ),
     ]
@@ -200,12 +222,5 @@ def _is_across(group: Sequence[Item]) -> bool:
 def _group(group: Sequence[Item], *, captions: bool = False) -> Example:
     detail = [item.image.key for item in group[1:]]
     if captions:
-        detail += [f'"{caption}"' for caption in dict.fromkeys(item.caption for item in group) if caption]
+        detail += [f'"{text}"' for text in dict.fromkeys(caption.text for item in group for caption in item.captions)]
     return Example(group[0].image.key, "  ".join(detail), tuple(item.image for item in group))
-
-
-def _aside(folder: Folder, item: Item) -> str:
-    """A command that takes an image out of the dataset, with its caption unless another image shares that."""
-    alone = item.caption_file is not None and item.caption_file not in folder.shared
-    caption = (item.caption_file,) if item.caption_file and alone else ()
-    return set_aside(folder.root, item.image.path, *caption)

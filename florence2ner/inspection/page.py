@@ -27,7 +27,7 @@ _LONGEST = 240  # characters of a name or detail
 def build_page(found: Inspection, *, max_pixels: int) -> str:
     """The page as text, below 5 MB. Images of more than `max_pixels` pixels are not shown."""
     thumbnails = _Thumbnails(max_pixels)
-    name = Path(found.root).name or found.root
+    name = ", ".join(Path(root).name or root for root in found.roots)
     counts = {severity: sum(finding.severity == severity for finding in found.findings) for severity in SEVERITIES}
     worst = next((severity for severity in SEVERITIES[:2] if counts[severity]), "fine")
     tiles = "".join(
@@ -42,7 +42,9 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
         f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>"
         for key, value in ((figure.name, figure.words) for figure in found.figures)
     )
-    unchecked = "".join(f'<p class="unchecked">{_sentence(line)}</p>' for line in found.unchecked)
+    lines = [*(_text(note, 1000) for note in found.notes), *map(_sentence, found.unchecked)]
+    unchecked = "".join(f'<p class="unchecked">{line}</p>' for line in lines)
+    roots = [*map(_text, found.roots), *(f"{_text(root)} (evaluated on)" for root in found.eval_roots)]
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -58,7 +60,7 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
 <header class="top">
 <p class="tool">florence2ner inspect</p>
 <h1>{_text(name)}</h1>
-<p class="path">{_text(found.root)}</p>
+<p class="path">{"<br>".join(roots)}</p>
 <p class="verdict {worst}">{_text(verdict(found).capitalize())}.</p>
 <ul class="tiles">{tiles}</ul>
 </header>

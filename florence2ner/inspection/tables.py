@@ -19,20 +19,20 @@ def print_inspection(found: Inspection, stream: TextIO) -> None:
     """Print an inspection. Names and captions can do the terminal no harm."""
     console = Console(file=stream, emoji=False, highlight=False)
     if found.findings:
-        table = Table("", "found", "what to do", title=f"Findings in {found.root}", show_lines=True)
+        table = Table("", "found", "what to do", title=f"Findings in {found.name}", show_lines=True)
         for finding in found.findings:
             name = Text(NAMES[finding.severity], style=_STYLES[finding.severity])
             table.add_row(name, _what(finding), Text(finding.advice))
         console.print(table)
     else:
-        console.print(f"nothing found that is wrong with {found.root}", markup=False)
+        console.print(f"nothing found that is wrong with {found.name}", markup=False)
     for histogram in found.histograms:
         console.print(_histogram(histogram))
     figures = Table(title="Figures", show_header=False)
     for figure in found.figures:
         figures.add_row(figure.name, Text(figure.words))
     console.print(figures)
-    for line in found.unchecked:
+    for line in (*found.notes, *found.unchecked):
         console.print(f"note: {line}", markup=False)
     console.print(verdict(found), style=_STYLES["breaks"] if found.breaks else "bold", markup=False)
 

@@ -8,15 +8,23 @@ from typing import Any
 
 import torch
 
-from florence2ner.data.captions import count_tokens
+from florence2ner.config.options import TooLong
+from florence2ner.data.captions import count_tokens, fit_captions
+from florence2ner.data.split import Split
 from florence2ner.engine.run_files import find_model
+from florence2ner.errors import UserError
+from florence2ner.inspection.dataset import Caption
 from florence2ner.inspection.findings import Example, Figure, Finding, Histogram, bins_of
-from florence2ner.inspection.folder import Item
-from florence2ner.model.checkpoints.loading import load_processor
+from florence2ner.model.checkpoints.loading import load_processor, quiet_transformers
 from florence2ner.model.vision import bytes_of_encoding
 
 _AT_A_TIME = 1000  # captions
 _BINS = 8  # up to the limit, all of the same width
+_WHAT_BECOMES_OF_THEM: dict[TooLong, str] = {
+    "skip": "training leaves them out: shorten them, or let --too-long truncate cut them",
+    "truncate": "training cuts them after a word, or after a box",
+    "refuse": "training refuses them: shorten them, or choose --too-long skip or truncate",
+}
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,11 @@ class Measured:
     histograms: tuple[Histogram, ...]
     figure: Figure  # tokens of the longest caption, <s> and </s> included, and the most that the model can write
     image_bytes: int  # of the encoding of one image, in bfloat16
+    split: Split | None  # without what is too long, as training has it; None where it refuses the dataset
 
 
-def measure(items: Sequence[Item], model_name: str) -> Measured:
+@quiet_transformers()
+def measure(captions: Sequence[Caption], split: Split | None, model_name: str, too_long: TooLong) -> Measured:
     """Measure captions with the tokenizer of a model; its weights are not loaded.
 
     `model_name` is a directory, a hub id or a run. Raises UserError where there is no such model.
@@ -37,19 +47,26 @@ def measure(items: Sequence[Item], model_name: str) -> Measured:
     processor, config = load_processor(find_model(model_name))
     tokenizer, limit = processor.tokenizer, int(config.text_config.max_position_embeddings)
     lengths: list[int] = []
-    for start in range(0, len(items), _AT_A_TIME):
-        some = items[start : start + _AT_A_TIME]
-        lengths += count_tokens([item.caption for item in some], tokenizer)
-    too_long = [(item, length) for item, length in zip(items, lengths, strict=True) if length > limit]
+    for start in range(0, len(captions), _AT_A_TIME):
+        some = captions[start : start + _AT_A_TIME]
+        lengths += count_tokens([caption.text for caption in some], tokenizer)
+    over = [(caption, length) for caption, length in zip(captions, lengths, strict=True) if length > limit]
+    fitting, refused = split, False
+    if split and over:
+        try:
+            parts = (fit_captions(samples, tokenizer, limit, too_long).samples for samples in (split.train, split.eval))
+            fitting = Split(*parts)
+        except UserError:
+            fitting, refused = None, True
     findings = (
         Finding(
             "too-long",
-            "breaks" if too_long and len(too_long) == len(items) else "hurts",
+            "breaks" if refused else "hurts",
             f"[caption is|captions are] longer than the {limit} tokens that the model can write",
-            "training leaves them out: shorten them",
-            tuple(Example(item.image.key, f"{length} tokens", (item.image,)) for item, length in too_long),
+            _WHAT_BECOMES_OF_THEM[too_long],
+            tuple(Example(caption.image.key, f"{length} tokens", (caption.image,)) for caption, length in over),
         ),
-        *_characters(items, tokenizer),
+        *_characters(captions, tokenizer),
     )
     width = max(1, limit // _BINS)
     edges = [width * (number + 1) for number in range(_BINS - 1)] + [limit + 1]
@@ -63,15 +80,15 @@ def measure(items: Sequence[Item], model_name: str) -> Measured:
         {"longest_caption_tokens": longest, "limit_tokens": limit},
     )
     histogram = Histogram("Caption length", "tokens", bins, beyond=_BINS)
-    return Measured(findings, (histogram,) if lengths else (), figure, image_bytes)
+    return Measured(findings, (histogram,) if lengths else (), figure, image_bytes, fitting)
 
 
-def _characters(items: Sequence[Item], tokenizer: Any) -> list[Finding]:
+def _characters(captions: Sequence[Caption], tokenizer: Any) -> list[Finding]:
     """Characters that the tokenizer doesn't know, or has no token for: it spells their bytes."""
-    using: defaultdict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        for char in {*item.caption}:
-            using[char].append(item)
+    using: defaultdict[str, list[Caption]] = defaultdict(list)
+    for caption in captions:
+        for char in {*caption.text}:
+            using[char].append(caption)
     chars = sorted(using)
     ids = dict(zip(chars, tokenizer(chars, add_special_tokens=False).input_ids, strict=True)) if chars else {}
     unknown = [char for char in chars if tokenizer.unk_token_id in ids[char] or not (ids[char] or char.isspace())]
@@ -94,6 +111,8 @@ def _characters(items: Sequence[Item], tokenizer: Any) -> list[Finding]:
     ]
 
 
-def _character(char: str, items: Sequence[Item], tokens: int = 0) -> Example:
+def _character(char: str, captions: Sequence[Caption], tokens: int = 0) -> Example:
     spelled = f"{tokens} tokens, " if tokens else ""
-    return Example(f"{char} (U+{ord(char):04X})", f"{spelled}in {len(items)} captions, such as {items[0].image.key}")
+    return Example(
+        f"{char} (U+{ord(char):04X})", f"{spelled}in {len(captions)} captions, such as {captions[0].image.key}"
+    )

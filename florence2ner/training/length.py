@@ -11,14 +11,6 @@ _FEW_UPDATES, _ENOUGH_UPDATES = 100, 400  # in a run: below the first it is advi
 _SHORT_RUN_RATE = "5e-5"  # the learning rate for so many; 1e-5, for thousands of updates, would hardly move the weights
 
 
-def count_updates(config: TrainConfig, order: DataOrder) -> int:
-    """The number of optimizer updates of the whole run, from its very start."""
-    if config.max_steps:
-        return config.max_steps
-    assert order.updates_per_epoch is not None, "where it is unknown, max_steps is set"
-    return config.epochs * order.updates_per_epoch
-
-
 def check_warmup(config: TrainConfig, total_steps: int) -> None:
     """Raise UserError where the run ends before the warmup that was asked for."""
     if "warmup_steps" in config.model_fields_set and config.warmup_steps >= total_steps:

@@ -15,12 +15,12 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.config.roots import absolute_roots, absolute_shard
 from florence2ner.data.layouts.choice import discover
 from florence2ner.data.order import DataOrder
+from florence2ner.data.plan import split_rule
 from florence2ner.data.samples import Discovery, merge
-from florence2ner.data.split import Split, SplitRule, discover_held_out, discover_split
+from florence2ner.data.split import Split, discover_held_out, discover_split
 from florence2ner.data.split_file import (
     SPLIT_FILE,
     Contents,
-    read_lists,
     read_shards_of_run,
     read_split,
     split_to_json,
@@ -94,27 +94,13 @@ def find_start(config: TrainConfig) -> Start:
 def _discover(config: TrainConfig, shards: Sequence[Shard]) -> tuple[Split, Discovery]:
     """What is trained on and held out, and what was found: beside shards to train on, only what is held out."""
     if not shards:
+        if config.split_by_similarity is not None and config.eval_steps is not None:
+            Display(is_main=launcher.is_main()).say("decoding every image once, to find near duplicates")
         return discover_split(
-            config.roots, rule=_split_rule(config), eval_roots=config.eval_roots, kohya_repeats=config.kohya_repeats
+            config.roots, rule=split_rule(config), eval_roots=config.eval_roots, kohya_repeats=config.kohya_repeats
         )
     found = discover_held_out(config.eval_roots if config.eval_steps is not None else ())
     return Split((), found.samples), found
-
-
-def _split_rule(config: TrainConfig) -> SplitRule | None:
-    """How images are held out; None: not at all. Raises UserError for a given split that can't be read."""
-    if config.eval_steps is None:
-        return None
-    lists = read_lists(config.split) if config.split else None
-    if config.split_by_similarity is not None:
-        Display(is_main=launcher.is_main()).say("decoding every image once, to find near duplicates")
-    return SplitRule(
-        seed=config.seed,
-        ratio=config.eval_split_ratio,
-        count=config.eval_split_count,
-        lists=lists,
-        similarity=config.split_by_similarity,
-    )
 
 
 def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) -> Start:

@@ -1,6 +1,6 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from florence2ner.data.captions import fit_captions, longest_captions, overlong_
 from florence2ner.data.lanes import Position, StreamOrder
 from florence2ner.data.loader import TrainLoader
 from florence2ner.data.order import ShuffledOrder
+from florence2ner.data.plan import build_order, count_updates, drawn
 from florence2ner.data.samples import Sample
 from florence2ner.data.split import Split
 from florence2ner.data.stream import Stream, StreamLoader
@@ -25,7 +26,6 @@ from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import build_schedule
 from florence2ner.training.context import Context
-from florence2ner.training.length import count_updates
 from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
 from florence2ner.training.streaming import make_stream, stream_order
@@ -70,7 +70,7 @@ class TrainData:
         """
         if isinstance(self.order, StreamOrder):
             return []
-        return [*(self.split.train[i] for i in self.order.used(self.total_steps)), *self.split.eval]
+        return drawn(self.split, self.order, self.total_steps)
 
 
 def build_data(config: TrainConfig, split: Split, captioner: Captioner, *, processes: int) -> TrainData:
@@ -91,22 +91,6 @@ def build_stream(config: TrainConfig, start: Start, captioner: Captioner, *, pro
     stream = make_stream(config, start.shards, held_out.samples, longest=longest)
     note = overlong_note([held_out], longest)
     return TrainData(Split((), held_out.samples), order, count_updates(config, order), note, stream)
-
-
-def build_order(
-    config: TrainConfig, samples: Sequence[Sample], *, processes: int, lengths: tuple[int, ...] | None = None
-) -> ShuffledOrder:
-    """The order in which the run takes the samples."""
-    weights = [sample.weight for sample in samples]
-    return ShuffledOrder(
-        samples,
-        config.train_batch_size,
-        config.gradient_accumulation_steps,
-        processes,
-        config.seed,
-        lengths,
-        None if set(weights) == {1.0} else weights,
-    )
 
 
 def build_step(

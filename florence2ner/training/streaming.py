@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from accelerate.utils import gather_object
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.config.roots import Root
 from florence2ner.data.duplicates import digest_of
 from florence2ner.data.lanes import Position, StreamOrder, check_lanes, lanes_for
-from florence2ner.data.layouts.shards import matches
+from florence2ner.data.layouts.shards import means_shards
 from florence2ner.data.samples import Sample
 from florence2ner.data.shards import expand, labels
 from florence2ner.data.stream import Shard, Stream
@@ -31,18 +30,13 @@ def find_shards(config: TrainConfig) -> tuple[Shard, ...]:
 
     Raises UserError for shards beside other roots, shards that are missing, and settings that don't fit shards.
     """
-    others = [root for root in config.roots if not _means_shards(root)]
+    others = [root for root in config.roots if not means_shards(root)]
     if len(others) == len(config.roots):
         return ()
     if others:
         raise UserError(f"{others[0]} holds no tar shards, as the other roots do: train on one kind alone")
     _check_settings(config)
     return tuple(Shard(path, root.options, root.weight) for root in config.roots for path in expand(str(root)))
-
-
-def _means_shards(root: Root) -> bool:
-    layout = root.options.layout
-    return layout == "shards" or (layout == "auto" and matches(root.path))
 
 
 def _check_settings(config: TrainConfig) -> None:

@@ -1,6 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -11,8 +11,8 @@ from torch import nn
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import Window
 from florence2ner.data.captions import special_tokens_warning
-from florence2ner.data.order import DataOrder
-from florence2ner.data.samples import Sample
+from florence2ner.data.order import DataOrder, ShuffledOrder
+from florence2ner.data.plan import build_order, count_updates, describe
 from florence2ner.data.shards import labels
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
@@ -29,7 +29,7 @@ from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
-from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
+from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
     Start,
@@ -48,7 +48,6 @@ from florence2ner.training.setup import (
     build_data,
     build_loader,
     build_model,
-    build_order,
     build_step,
     build_stream,
 )
@@ -297,15 +296,8 @@ def _describe(data: TrainData) -> str:
     """What there is to train on."""
     if data.stream:
         return f"{len(data.stream.shards)} shards"
-    epoch = data.order.epoch_size
-    an_epoch = f", of which an epoch takes {epoch}" if epoch != len(data.split.train) else ""
-    return f"{_count(data.split.train)}{an_epoch}"
-
-
-def _count(samples: Sequence[Sample]) -> str:
-    """How many images there are, and how many captions, where that is another number."""
-    images = len({sample.image.key for sample in samples})
-    return f"{images} images" if images == len(samples) else f"{len(samples)} captions of {images} images"
+    assert isinstance(data.order, ShuffledOrder)
+    return describe(data.split.train, data.order)
 
 
 def _how_to_go_on(config: TrainConfig) -> str:

@@ -68,6 +68,15 @@ def test_mistakes_get_one_line_that_names_the_key(tmp_path: Path, yaml: str, mes
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(TrainConfig, {"dataset_path": [str(tmp_path / "nowhere")]})
+    where = f"{tmp_path}/nowhere does not exist; name the folder that holds the images and captions"
+    assert str(error.value) == f"dataset_path: {where}"
+    with pytest.raises(UserError, match="dataset_path: Tuple should have at least 1 item"):
+        load_config(TrainConfig, {"dataset_path": []})
+
+
 def test_missing_values_say_how_to_give_them() -> None:
     with pytest.raises(UserError, match=r"dataset_path is missing: give --dataset-path"):
         load_config(TrainConfig, {})

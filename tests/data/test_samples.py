@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from florence2ner.data.formats import LeftOut
-from florence2ner.data.samples import Discovery, ImageRef, Sample
+from florence2ner.data.samples import Discovery, Fault, ImageRef, Sample, merge
 
 
 def test_the_key_is_the_path_below_the_root_with_slashes() -> None:
@@ -91,6 +91,11 @@ def test_a_report_has_a_line_for_each_kind_of_file_that_is_left_out() -> None:
     assert Discovery((), captions_without_image=images[:1]).report() == [
         "1 captions have no image and are left out: 0.png"
     ]
+
+
+def test_a_fault_that_is_found_in_two_folders_counts_once() -> None:
+    parts = [Discovery((), faults=(Fault("odd", "are odd", names),)) for names in (("a", "b", "b"), ("b", "c"))]
+    assert merge(parts).report() == ["4 are odd: a, b, b and 1 more"]
 
 
 def test_of_several_captions_one_is_drawn_for_each_epoch_and_all_come_alike() -> None:

@@ -42,10 +42,10 @@ def put(path: Path, caption: str | None, *, seed: int, size: tuple[int, int] = S
     return path
 
 
-def make_clean(root: Path, *, split: bool = False) -> Path:
+def make_clean(root: Path, *, split: bool = False, seed: int = 0) -> Path:
     """A dataset in which there is nothing to find; with `split`, in train/ and eval/."""
     for number, caption in enumerate(CAPTIONS):
-        put(root / _folder(number, split) / f"{number}.png", caption, seed=number)
+        put(root / _folder(number, split) / f"{number}.png", caption, seed=seed + number)
     return root
 
 
@@ -53,19 +53,19 @@ def _folder(number: int, split: bool) -> str:
     return "" if not split else "eval" if number > 8 else "train"
 
 
-def inspected(root: Path, **settings: object) -> Inspection:
-    return look(InspectConfig.model_validate({"dataset_path": root} | settings), Display(is_main=False))
+def inspected(dataset_path: object, **settings: object) -> Inspection:
+    return look(InspectConfig.model_validate({"dataset_path": dataset_path} | settings), Display(is_main=False))
 
 
-def findings(root: Path, **settings: object) -> dict[str, Finding]:
+def findings(dataset_path: object, **settings: object) -> dict[str, Finding]:
     """What is found, by kind."""
-    return {finding.kind: finding for finding in inspected(root, **settings).findings}
+    return {finding.kind: finding for finding in inspected(dataset_path, **settings).findings}
 
 
 def names(finding: Finding) -> list[str]:
     return [example.name for example in finding.examples]
 
 
-def figures(root: Path, **settings: object) -> dict[str, str]:
+def figures(dataset_path: object, **settings: object) -> dict[str, str]:
     """The figures in words, by name."""
-    return {figure.name: figure.words for figure in inspected(root, **settings).figures}
+    return {figure.name: figure.words for figure in inspected(dataset_path, **settings).figures}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.inspection.support import figures, findings, inspected, make_clean, picture, put
+from tests.inspection.support import CAPTIONS, figures, findings, inspected, make_clean, picture, put
 
 
 def test_the_figures_are_those_of_the_upright_pictures(tmp_path: Path) -> None:
@@ -28,6 +28,27 @@ def test_a_copy_without_a_caption_is_the_one_to_set_aside(tmp_path: Path) -> Non
     (fix,) = found["copy"].fixes
     assert "1-first.png" in fix
     assert "5.txt" not in fix
+
+
+def test_near_duplicates_on_both_sides_are_told_from_those_on_one(tmp_path: Path) -> None:
+    make_clean(tmp_path, split=True)
+    put(tmp_path / "eval" / "seen.jpg", "boats once more", seed=1, size=(72, 64))
+    found = findings(tmp_path)
+    assert [*found] == ["similar-across-split"]
+    assert "--split-by-similarity 4" in found["similar-across-split"].advice
+    kept = findings(tmp_path, split_by_similarity=4)
+    assert {kind: finding.count for kind, finding in kept.items()} == {"near-duplicate-of-eval": 1, "similar": 1}
+    assert [image.key for image in kept["near-duplicate-of-eval"].examples[0].images] == ["train/1.png"]
+
+
+def test_copies_differ_only_in_captions_for_the_same_task(tmp_path: Path) -> None:
+    make_clean(tmp_path / "one")
+    for number in range(12):
+        put(tmp_path / "two" / f"{number}.png", f"{number} {CAPTIONS[number]}", seed=number)
+    other = {"path": str(tmp_path / "two"), "task_prompt": "<DETAILED_CAPTION>"}
+    assert [*findings([str(tmp_path / "one"), other])] == ["copy"]
+    other = {"path": str(tmp_path / "two")}
+    assert findings([str(tmp_path / "one"), other])["copies-differ"].count == 12
 
 
 def test_single_colours_are_not_similar_to_each_other(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from florence2ner import InspectConfig, TrainConfig, UserError, inspect_dataset
+from florence2ner.cli import main
 from florence2ner.data.split import SplitRule, discover_split
 from tests.conftest import Start
-from tests.data.support import root_of
+from tests.data.support import captioned, root_of, write_shard
 from tests.inspection.support import SIZE, findings, inspected, make_clean, names, picture, put
 
 Fault = Callable[[Path], object]
@@ -135,6 +136,30 @@ def test_the_command_says_what_is_wrong_and_exits_with_1_where_training_would_re
     assert "\x1b" not in done.stderr
 
 
+@pytest.mark.parametrize(("kind", "code"), [("clean", 0), ("hurts", 0), ("breaks", 1), ("shards", 2), ("setting", 2)])
+def test_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, code: int
+) -> None:
+    one, two = make_clean(tmp_path / "one"), tmp_path / "two"
+    put(two / "a.png", "of its own", seed=50)
+    args = [str(one), str(two), "--eval-split-count", "3"]
+    if kind == "hurts":
+        (one / "1.txt").unlink()
+    elif kind == "breaks":
+        (two / "a.txt").unlink()
+    elif kind == "shards":
+        args.append(str(write_shard(tmp_path / "a.tar", captioned("one"))))
+    elif kind == "setting":
+        args += ["--eval-path", str(one / "nowhere")]
+    monkeypatch.setattr("sys.argv", ["florence2ner", "inspect", *args])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    assert (end.value.code or 0) == code
+    assert len(printed.err.splitlines()) == (code == 2)
+    assert bool(printed.out) == (code != 2)
+
+
 def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -202,8 +227,12 @@ def test_the_commands_of_fix_mend_what_they_are_about(
 
 
 def test_settings_are_those_of_train() -> None:
-    for name in ("epochs", "max_steps", "train_batch_size", "gradient_accumulation_steps", "eval_split_ratio"):
-        assert InspectConfig.model_fields[name].default == TrainConfig.model_fields[name].default
+    own = {"dataset_path", "model_name"}
+    shared = InspectConfig.model_fields.keys() & TrainConfig.model_fields.keys() - own
+    assert {"eval_path", "too_long", "kohya_repeats", "seed", "eval_steps", "epochs"} < shared
+    for name in shared:
+        here, there = InspectConfig.model_fields[name], TrainConfig.model_fields[name]
+        assert (here.default, here.description) == (there.default, there.description)
     with pytest.raises(ValueError, match="epochs"):
         InspectConfig(dataset_path=Path("."), epochs=0)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from florence2ner.inspection import page
 from tests.inspection.support import SIZE, inspected, make_clean, picture
+from tests.inspection.test_faults import write
 
 CHROMIUM = shutil.which("chromium")
 SCRIPT = "<script>alert(1)</script>"
@@ -87,6 +88,22 @@ def test_a_clean_folder_has_a_page_that_says_so(tmp_path: Path) -> None:
     assert "<img" not in text
 
 
+def test_all_roots_are_named_and_what_is_wrong_with_boxes_is_shown(tmp_path: Path) -> None:
+    boxes = write(tmp_path / "boxes", "coco", texts={3: [80, 16, 32, 32]})
+    text = page.build_page(
+        inspected(
+            [str(make_clean(tmp_path / "photos", seed=30)), str(boxes)],
+            eval_path=make_clean(tmp_path / "held", seed=60),
+        ),
+        max_pixels=10_000_000,
+    )
+    assert "<h1>photos, boxes</h1>" in text
+    assert f"{tmp_path}/held (evaluated on)" in text
+    assert '<p class="unchecked">boxes is read as boxes in COCO&#x27;s JSON</p>' in text
+    frame = text[text.index("reach over the edges") :]
+    assert re.search(r'<img alt="boxes/3.png".*annotation 3 of boxes/3.png', frame)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_shows_the_page_and_runs_nothing_of_the_dataset(hostile: Path, tmp_path: Path) -> None:
     file, shot = tmp_path / "page.html", tmp_path / "page.png"
@@ -101,6 +118,12 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_the_dataset(hostile: Path,
     assert not tags.names & {"script", "svg"}
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in done.stdout
     assert done.stdout.count("<article") >= 6
-    subprocess.run([*browser, f"--screenshot={shot}", file.as_uri()], capture_output=True, timeout=120, check=True)
-    with Image.open(shot) as image:
-        assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 50  # text, badges and pictures, no blank sheet
+    grounds = []
+    for scheme in (0, 1):  # dark, light
+        flags = [f"--screenshot={shot}", f"--blink-settings=preferredColorScheme={scheme}"]
+        subprocess.run([*browser, *flags, file.as_uri()], capture_output=True, timeout=120, check=True)
+        with Image.open(shot) as image:
+            shown = image.convert("RGB")
+            assert len(shown.getcolors(1 << 20) or ()) > 50  # text, badges and pictures, no blank sheet
+            grounds.append(sum(shown.getpixel((2, 2))))
+    assert grounds[0] < 150 < 600 < grounds[1]

@@ -1,5 +1,6 @@
 """The run that a dataset is for: as many updates and samples as training has, and the disk of its cache."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from florence2ner.inspection.run import BASE_ENCODING
 from florence2ner.model.checkpoints.scratch import _SIZES
 from florence2ner.model.vision import bytes_of_encoding
 from tests.data.support import root_of
-from tests.inspection.support import figures, make_clean
+from tests.inspection.support import figures, findings, make_clean, put
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -22,6 +23,43 @@ def test_the_run_is_the_one_that_train_would_make(tmp_path: Path, split: bool) -
     each = -(-len(expected.train) // 4)
     assert found["updates"] == f"{3 * each} of 4 images, {each} per epoch, in one process"
     assert figures(tmp_path, max_steps=7)["updates"].startswith("7 of 256 images")
+
+
+def test_weights_and_repeats_make_an_epoch_longer(tmp_path: Path) -> None:
+    put(make_clean(tmp_path, split=True) / "train" / "3_many" / "extra.png", "three times", seed=60)
+    run = tmp_path.parent / f"{tmp_path.name}-run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"train/images_per_second": 4.0}\n')
+    root = {"path": str(tmp_path), "weight": 2}
+    settings = {"kohya_repeats": True, "train_batch_size": 5, "gradient_accumulation_steps": 1, "earlier_run": run}
+    found = figures([root], **settings)
+    assert found["trained on"] == "10 images, of which an epoch takes 24, 3 held out"
+    assert found["updates"] == "10 of 5 images, 5 per epoch, in one process"
+    assert found["time per epoch"].startswith("6 seconds")
+    cache = figures(tmp_path, train_batch_size=5, gradient_accumulation_steps=1, max_steps=1)["feature cache"]
+    assert cache.startswith("0.00947 GB"), "of 5 images that are taken in the first update and 3 held out"
+
+
+def test_the_cache_holds_a_copy_once_and_no_image_that_cannot_be_read(tmp_path: Path) -> None:
+    make_clean(tmp_path, split=True)
+    before = float(figures(tmp_path)["feature cache"].split()[0])
+    for end in ("png", "txt"):
+        shutil.copy(tmp_path / "train" / f"1.{end}", tmp_path / "train" / f"copy.{end}")
+    put(tmp_path / "train" / "broken.png", "broken", seed=50).write_bytes(b"no picture")
+    assert float(figures(tmp_path)["feature cache"].split()[0]) == before
+    assert figures(tmp_path)["trained on"] == "11 images, 3 held out", "as train counts: it skips what it can't read"
+
+
+@pytest.mark.parametrize("side", ["train", "eval"])
+def test_a_side_without_an_image_that_can_be_read_breaks(tmp_path: Path, side: str) -> None:
+    for image in (make_clean(tmp_path, split=True) / side).glob("*.png"):
+        image.write_bytes(f"no picture {image}".encode())
+    found = findings(tmp_path)
+    verb = "train" if side == "train" else "evaluate"
+    assert {kind: finding.severity for kind, finding in found.items()} == {
+        f"nothing-to-{verb}-on": "breaks",
+        "unreadable-image": "hurts",
+    }
 
 
 def test_the_cache_is_measured_with_a_model_and_estimated_without(tmp_path: Path, tiny_model: Path) -> None:

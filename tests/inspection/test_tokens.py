@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from florence2ner import UserError
-from florence2ner.inspection.folder import read_folder
+from florence2ner import InspectConfig, UserError
+from florence2ner.inspection.dataset import read_dataset
 from florence2ner.inspection.tokens import measure
 from florence2ner.model.checkpoints.loading import load_model
 from tests.inspection.support import figures, findings, inspected, make_clean, names
@@ -19,10 +19,14 @@ def test_what_is_longer_than_the_model_writes_is_found(tmp_path: Path, tiny_mode
     model, processor = load_model(tiny_model)
     limit = model.config.text_config.max_position_embeddings
     words = "x " * limit
-    (tmp_path / "3.txt").write_text(words)
+    (tmp_path / "2.txt").write_text(words)
     found = findings(tmp_path, model_name=str(tiny_model))["too-long"]
-    assert names(found) == ["3.png"]
+    assert names(found) == ["2.png"]
     assert found.severity == "hurts"
+    assert "--too-long truncate" in found.advice
+    assert figures(tmp_path, model_name=str(tiny_model))["trained on"] == "10 images, 1 held out"
+    assert figures(tmp_path, model_name=str(tiny_model), too_long="truncate")["trained on"] == "11 images, 1 held out"
+    assert inspected(tmp_path, model_name=str(tiny_model), too_long="refuse").breaks
     length = len(processor.tokenizer(words.strip()).input_ids)
     assert found.examples[0].detail == f"{length} tokens"
     inspection = inspected(tmp_path, model_name=str(tiny_model))
@@ -73,7 +77,8 @@ def test_no_weights_are_needed_and_a_model_that_is_none_is_refused(tmp_path: Pat
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     (model / "model.safetensors").unlink()
-    items = read_folder(make_clean(tmp_path / "data"), ".txt").items
-    assert measure(items, str(model)).figure.numbers["longest_caption_tokens"] > 3
+    dataset = read_dataset(InspectConfig(dataset_path=make_clean(tmp_path / "data")))
+    given = dataset.captions, dataset.split
+    assert measure(*given, str(model), "skip").figure.numbers["longest_caption_tokens"] > 3
     with pytest.raises(UserError, match="can't find the model nowhere/at-all"):
-        measure(items, "nowhere/at-all")
+        measure(*given, "nowhere/at-all", "skip")

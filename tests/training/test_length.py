@@ -9,10 +9,11 @@ import pytest
 from florence2ner import TrainConfig, UserError, train
 from florence2ner.config.base import load_config
 from florence2ner.data.order import ShuffledOrder
+from florence2ner.data.plan import count_updates
 from florence2ner.data.split import Split
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.run_files import TrainState
-from florence2ner.training.length import advise, check_warmup, count_updates, settle_warmup
+from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.run_folder import Start
 from tests.conftest import MakeConfig
 from tests.conftest import Start as StartCommand

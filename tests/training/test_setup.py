@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from florence2ner import UserError, train
+from florence2ner.data.plan import build_order
 from florence2ner.data.samples import ImageRef, Sample
 from florence2ner.data.split import Split
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.training.run_folder import find_start
-from florence2ner.training.setup import TrainData, build_data, build_order
+from florence2ner.training.setup import TrainData, build_data
 from tests.conftest import MakeConfig
 from tests.support import figures
 from tests.training.test_run_folder import assert_same_bits

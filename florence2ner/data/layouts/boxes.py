@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from florence2ner.display import name_some
+from florence2ner.data.samples import Fault
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 Size = tuple[float, float]  # width, height
@@ -16,15 +16,15 @@ class Notes:
     """Counts what is left out or changed, by kind, and keeps the names."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
+        self._names: dict[tuple[str, str], list[str]] = {}
 
-    def add(self, what: str, name: object) -> None:
+    def add(self, kind: str, what: str, name: object) -> None:
         """Count one more of a kind, which `what` says after the number, as "boxes are empty and are left out"."""
-        self._names.setdefault(what, []).append(str(name))
+        self._names.setdefault((kind, what), []).append(str(name))
 
-    def lines(self) -> tuple[str, ...]:
-        """One line for each kind, with the number and a few names, in the order in which they came up."""
-        return tuple(f"{len(names)} {what}: {name_some(names)}" for what, names in self._names.items())
+    def faults(self) -> tuple[Fault, ...]:
+        """One for each kind, in the order in which they came up."""
+        return tuple(Fault(kind, what, tuple(names)) for (kind, what), names in self._names.items())
 
 
 def label_places(root: Path, image: Path) -> list[Path]:
@@ -49,14 +49,14 @@ def fit(box: Box, size: Size, name: str, notes: Notes) -> Box | None:
     x1, y1, x2, y2 = box
     width, height = size
     if not (x1 < x2 and y1 < y2):
-        notes.add("boxes are empty and are left out", name)
+        notes.add("empty-box", "boxes are empty and are left out", name)
         return None
     inside = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
     if not (inside[0] < inside[2] and inside[1] < inside[3]):
-        notes.add("boxes lie outside of their pictures and are left out", name)
+        notes.add("box-outside", "boxes lie outside of their pictures and are left out", name)
         return None
     if max(-x1 / width, -y1 / height, x2 / width - 1, y2 / height - 1) > _ROUNDING:
-        notes.add("boxes reach over the edges of their pictures and are cut there", name)
+        notes.add("box-cut", "boxes reach over the edges of their pictures and are cut there", name)
     return inside
 
 

@@ -65,13 +65,13 @@ def folder_of(side: Side, root: Root) -> Path | None:
     return folder if folder.is_dir() else None if side == "eval" else root.path
 
 
-def discover(root: Root, *, folder: Path | None = None, layout: str | None = None) -> Discovery:
-    """The samples of the dataset in `root`, or in a `folder` of it, in the `layout` that `choose_layout` gave.
+def discover(root: Root, *, folder: Path | None = None) -> Discovery:
+    """The samples of the dataset in `root`, or in a `folder` of it, in the layout that `choose_layout` gives.
 
     They have the root's name and weight. The report names the layout, but for the usual one. Raises UserError as
     `choose_layout` and the layouts do.
     """
-    layout = layout or choose_layout(root.path, root.options)
+    layout = choose_layout(root.path, root.options)
     if layout == "shards":
         found = shards.discover(str(root), root.options)
     else:

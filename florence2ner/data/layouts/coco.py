@@ -94,7 +94,7 @@ def discover(root: Path, *, folder: Path | None = None, allow_outside: bool = Fa
         for entry in _unique(coco.images, file):
             path = _place(root, file, entry.file_name, allow_outside=allow_outside)
             if path is None:
-                notes.add("images are missing and are left out", f"{entry.file_name} of {file}")
+                notes.add("missing-image", "images are missing and are left out", f"{entry.file_name} of {file}")
             elif is_part(path, root, within, file):
                 if path in named:
                     raise UserError(f"the image {path} is in {named[path]} and again in {file}: keep it in one of them")
@@ -104,7 +104,7 @@ def discover(root: Path, *, folder: Path | None = None, allow_outside: bool = Fa
                 elif answer is not None:
                     empty.append(path)
     samples.sort(key=lambda sample: sample.image.key)
-    return Discovery(tuple(samples), tuple(sorted(empty)), notes=notes.lines())
+    return Discovery(tuple(samples), tuple(sorted(empty)), faults=notes.faults())
 
 
 def _json_files(folder: Path) -> dict[Path, None]:
@@ -164,7 +164,7 @@ def _objects(coco: _Coco, file: Path, notes: Notes) -> dict[_Id, list[_Object]]:
         if annotation.image_id not in images:
             raise UserError(f"{file}: {name} is of the image {annotation.image_id!r}, which is not among the images")
         if annotation.iscrowd:
-            notes.add("annotations are of crowds and are left out", f"{name} of {file}")
+            notes.add("crowd", "annotations are of crowds and are left out", f"{name} of {file}")
             continue
         x, y, width, height = annotation.bbox
         box = (x, y, x + width, y + height)
@@ -217,17 +217,19 @@ def _view(entry: _Image, image: ImageRef, notes: Notes) -> _View | None:
     try:
         stored, orientation = read_size(image)
     except ImageError as error:
-        notes.add("images can't be read and are left out", f"{image} ({error})")
+        notes.add("not-measured", "images can't be read and are left out", f"{image} ({error})")
         return None
     said = (entry.width, entry.height) if entry.width and entry.height else None
     swaps = orientation >= 5
     as_stored = said is None or _same_shape(said, stored)
     as_shown = said is None or _same_shape(said, stored[::-1] if swaps else stored)
     if not (as_stored or as_shown):
-        notes.add("images have another shape than their annotations say and are left out", image)
+        notes.add("other-shape", "images have another shape than their annotations say and are left out", image)
         return None
     if orientation > 1 and as_stored and as_shown:
-        notes.add("images are turned by EXIF, maybe unlike their boxes, and are left out (save them upright)", image)
+        notes.add(
+            "turned", "images are turned by EXIF, maybe unlike their boxes, and are left out (save them upright)", image
+        )
         return None
     return _View(said or stored, orientation if swaps and as_stored else 1)
 

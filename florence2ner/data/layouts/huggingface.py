@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from florence2ner.config.options import ReadingOptions
+from florence2ner.data.layouts.boxes import Notes
 from florence2ner.data.layouts.columns import captions_in, check_asked, find_column, to_samples
 from florence2ner.data.layouts.paths import find_image
 from florence2ner.data.samples import Discovery, ImageRef, Side
-from florence2ner.display import name_some
 from florence2ner.errors import UserError
 
 _TRAIN = "train"
@@ -90,19 +90,18 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
     splits = _load(root)
     chosen = splits if folder is None or folder == root else {folder.name: splits[folder.name]}
     captions: dict[tuple[ImageRef, str], dict[str, None]] = {}
-    missing: list[str] = []
+    notes = Notes()
     for split, rows in chosen.items():
         where = f"the split {split} of {root}"
         check_asked(options, rows.column_names, where)
         images = _images(root, split, rows, _image_column(rows, options, where), allow_outside=options.allow_outside)
         for row, (image, (texts, prompt)) in enumerate(zip(images, _texts(rows, options, where), strict=True)):
             if image is None:
-                missing.append(f"row {row} of {where}")
+                notes.add("row-without-image", "rows have no image and are left out", f"row {row} of {where}")
             else:
                 captions.setdefault((image, prompt or options.task_prompt), {}).update(dict.fromkeys(texts))
     samples, empty = to_samples(captions, options)
-    notes = [f"{len(missing)} rows have no image and are left out: {name_some(missing)}"] if missing else []
-    return Discovery(samples, empty, notes=tuple(notes))
+    return Discovery(samples, empty, faults=notes.faults())
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------

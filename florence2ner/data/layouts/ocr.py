@@ -54,7 +54,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
         elif answer is not None:
             empty.append(path)
     orphans = tuple(file for file in labels.values() if file not in used and file.parent in folders)
-    return Discovery(tuple(samples), tuple(empty), orphans, left_out, notes=notes.lines())
+    return Discovery(tuple(samples), tuple(empty), orphans, left_out, faults=notes.faults())
 
 
 def _text_files(folder: Path) -> Iterator[Path]:
@@ -102,16 +102,16 @@ def _answer(file: Path, image: ImageRef, notes: Notes) -> str | None:
     try:
         lines = _lines(file)
     except _LabelError as error:
-        notes.add("label files can't be read, and their images are left out", f"{file}: {error}")
+        notes.add("unreadable-labels", "label files can't be read, and their images are left out", f"{file}: {error}")
         return None
     kept = []
     for line in lines:
         number, _, text = line
         where = f"{file} line {number}"
         if text == _NOT_TO_READ:
-            notes.add(f"texts are marked as illegible ({_NOT_TO_READ}) and are left out", where)
+            notes.add("illegible-text", f"texts are marked as illegible ({_NOT_TO_READ}) and are left out", where)
         elif text_fault(text):
-            notes.add("texts are empty or hold a token of Florence-2 and are left out", where)
+            notes.add("unusable-text", "texts are empty or hold a token of Florence-2 and are left out", where)
         else:
             kept.append(line)
     if not kept:
@@ -131,10 +131,12 @@ def _size(image: ImageRef, notes: Notes) -> tuple[int, int] | None:
     try:
         size, orientation = read_size(image)
     except ImageError as error:
-        notes.add("images can't be read and are left out", f"{image} ({error})")
+        notes.add("not-measured", "images can't be read and are left out", f"{image} ({error})")
         return None
     if orientation > 1:
-        notes.add("images are turned by EXIF, maybe unlike their texts, and are left out (save them upright)", image)
+        notes.add(
+            "turned", "images are turned by EXIF, maybe unlike their texts, and are left out (save them upright)", image
+        )
         return None
     return size
 

@@ -15,7 +15,7 @@ from florence2ner.data.formats import (
     list_files,
     walk_files,
 )
-from florence2ner.data.samples import Discovery, ImageRef, Sample, check_utf8
+from florence2ner.data.samples import Discovery, ImageRef, Refused, Sample
 from florence2ner.errors import UserError
 from florence2ner.files import read_regular
 
@@ -33,12 +33,11 @@ def discover_samples(
     Caption files have one of the `extensions`, in upper or lower case. Each is one caption as a whole, or with `lines`
     each of its lines is one; blank ones count as none. Of an image with several captions, each makes a sample; "first"
     leaves all but the first out, and with "random" one sample holds them all. `folder` below `root` restricts the
-    search to that folder; keys stay relative to `root`. Captions that are not UTF-8 are for the caller to refuse, with
-    `check_utf8`. Raises UserError for a caption that can't be read, and for the extension of images.
+    search to that folder; keys stay relative to `root`. Captions that can't be read are for the caller to refuse.
+    Raises UserError for the extension of images.
     """
     _check_extensions(extensions)
-    left_out = LeftOut()
-    not_utf8: list[Path] = []
+    left_out, refused = LeftOut(), Refused()
     samples: list[Sample] = []
     without_caption: list[Path] = []
     without_image: list[Path] = []
@@ -52,7 +51,7 @@ def discover_samples(
                 continue
             files = [of_stem[stem] for of_stem in captions if stem in of_stem]
             unused.difference_update(files)
-            image, texts = place / name, captions_in([place / file for file in files], lines, not_utf8)
+            image, texts = place / name, captions_in([place / file for file in files], lines, refused)
             if not texts:
                 without_caption.append(image)
             samples += make_samples(ImageRef.below(root, image), task_prompt, texts, lines)
@@ -62,7 +61,7 @@ def discover_samples(
         tuple(without_caption),
         tuple(without_image),
         left_out=left_out,
-        not_utf8=tuple(not_utf8),
+        refused=refused,
     )
 
 
@@ -84,11 +83,11 @@ def read_captions(
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
-    not_utf8: list[Path] = []
+    refused = Refused()
     files = caption_files(root, extensions, left_out)
     paths = dict.fromkeys(path for of_stem in files.values() for path in of_stem.values())
-    captions = [caption for path in paths if (caption := _read_caption(path, not_utf8))]
-    check_utf8(not_utf8)
+    captions = [caption for path in paths if (caption := _read_caption(path, refused))]
+    refused.check()
     if not captions:
         raise UserError(f"no caption ({', '.join(extensions)}) in {root}{_other_captions(root, extensions)}")
     return captions
@@ -121,12 +120,9 @@ def _by_stem(names: Sequence[str], extensions: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def captions_in(paths: Sequence[Path], lines: CaptionLines, not_utf8: list[Path]) -> list[str]:
-    """The captions in an image's files, each once. Files that are not UTF-8 have none and are added to `not_utf8`.
-
-    Raises UserError for a file that can't be read.
-    """
-    return choose_captions([_read_caption(path, not_utf8) for path in paths], lines)
+def captions_in(paths: Sequence[Path], lines: CaptionLines, refused: Refused) -> list[str]:
+    """The captions in an image's files, each once. Files that can't be read have none and are added to `refused`."""
+    return choose_captions([_read_caption(path, refused) for path in paths], lines)
 
 
 def choose_captions(texts: Sequence[str], lines: CaptionLines) -> list[str]:
@@ -152,12 +148,12 @@ def _other_captions(folder: Path, extensions: Sequence[str]) -> str:
     return ""
 
 
-def _read_caption(path: Path, not_utf8: list[Path]) -> str:
-    """The text of a caption file; "" for one that is not UTF-8, which is added to `not_utf8`."""
+def _read_caption(path: Path, refused: Refused) -> str:
+    """The text of a caption file; "" for one that can't be read, which is added to `refused`."""
     try:
         return read_regular(path).strip()
     except UnicodeDecodeError:
-        not_utf8.append(path)
-        return ""
+        refused.not_utf8.append(path)
     except OSError as error:
-        raise UserError(f"the caption {path} can't be read: {error.strerror}") from None
+        refused.unreadable[path] = str(error.strerror)
+    return ""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from florence2ner.config.options import ReadingOptions
+from florence2ner.config.roots import Root
 from florence2ner.data.samples import Discovery
 from florence2ner.data.shards import Faults, expand, is_shards, read_shards
 
@@ -12,6 +13,12 @@ AT_MOST = 10_000  # samples that are read
 def matches(root: Path) -> bool:
     """Whether a dataset's path means tar shards. None of them is opened."""
     return is_shards(str(root))
+
+
+def means_shards(root: Root) -> bool:
+    """Whether a root means tar shards, by its layout or by content. None of them is opened."""
+    layout = root.options.layout
+    return layout == "shards" or (layout == "auto" and matches(root.path))
 
 
 def discover(shards: str, options: ReadingOptions) -> Discovery:

@@ -14,10 +14,10 @@ from typing import Any
 
 from florence2ner.config.options import ReadingOptions
 from florence2ner.data.formats import ALL_EXTENSIONS
+from florence2ner.data.layouts.boxes import Notes
 from florence2ner.data.layouts.columns import USUAL, captions_in, check_asked, find_column, to_samples
 from florence2ner.data.layouts.paths import find_image, is_part
 from florence2ner.data.samples import Discovery, ImageRef
-from florence2ner.display import name_some
 from florence2ner.errors import UserError
 from florence2ner.files import open_regular, read_regular
 
@@ -42,27 +42,27 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
     within = folder or root
     tables = _tables(within, options) or _tables(root, options)
     captions: dict[tuple[ImageRef, str], dict[str, None]] = {}
-    missing: list[str] = []
+    notes = Notes()
     for table, columns in tables:
         for number, row in _rows(table):
             place = f"line {number} of {table}"
             image = _image(root, table, row, columns, place, allow_outside=options.allow_outside)
             if image is None:
-                missing.append(f"{row[columns['image']]} ({place})")
+                name = f"{row[columns['image']]} ({place})"
+                notes.add("missing-image", "images are missing and are left out", name)
             elif is_part(image, root, within, table):
                 prompt = str(row.get(columns["prompt"]) or "").strip() or options.task_prompt
                 texts = captions_in(row.get(columns["caption"]), columns["caption"], options, place)
                 captions.setdefault((ImageRef.below(root, image), prompt), {}).update(dict.fromkeys(texts))
     samples, empty = to_samples(captions, options)
-    notes = [f"{len(missing)} images are missing and are left out: {name_some(missing)}"] if missing else []
-    return Discovery(samples, empty, notes=tuple(notes))
+    return Discovery(samples, empty, faults=notes.faults())
 
 
 def _tables(folder: Path, options: ReadingOptions) -> list[tuple[Path, dict[str, str]]]:
     """The tables of a folder, and of those in it, with the names of their columns by what these hold."""
     found = []
     here = _entries(folder)
-    entries = [*here, *(entry for inner in here if inner.is_dir() for entry in _entries(inner.path))]
+    entries = [*here, *(entry for inner in here if os.path.isdir(inner) for entry in _entries(inner.path))]
     for path in sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(_EXTENSIONS)):
         try:
             first = next(_rows(path), None)

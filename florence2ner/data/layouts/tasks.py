@@ -9,7 +9,7 @@ from florence2ner.config.options import ReadingOptions
 from florence2ner.data.formats import ALL_EXTENSIONS, LeftOut, readable_images
 from florence2ner.data.layouts.boxes import Notes
 from florence2ner.data.layouts.pairs import caption_files, captions_in, make_samples
-from florence2ner.data.samples import Discovery, ImageRef, Sample
+from florence2ner.data.samples import Discovery, ImageRef, Refused, Sample
 from florence2ner.errors import UserError
 from florence2ner.model.answers import answer_fault
 from florence2ner.model.tasks import TASKS, doubt_about, find_task
@@ -40,12 +40,11 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
     folder, the path of a caption is that of its image: `<OD>/sub/a.txt` and `sub/<OD>/a.txt` are both of `sub/a.png`.
     What `caption_extension` and `caption_lines` say holds for each task. Left out and noted are answers that would not
     be read back whole, captions in no task folder, and images in one. A prompt that is not Florence-2's own is noted.
-    Captions that are not UTF-8 are for the caller to refuse, with `check_utf8`. Raises UserError for a caption that
-    can't be read, a folder whose name can be no prompt, and the extension of images.
+    Captions that can't be read are for the caller to refuse. Raises UserError for a folder whose name can be no prompt,
+    and the extension of images.
     """
     within = folder or root
-    notes, left_out = Notes(), LeftOut()
-    not_utf8: list[Path] = []
+    notes, left_out, refused = Notes(), LeftOut(), Refused()
     files, task_folders = _files_by_image(root, within, options.caption_extension, left_out, notes)
     prompts = dict.fromkeys(prompt for of_image in files.values() for prompt in of_image)
     doubts = [doubt for prompt in prompts if (doubt := _doubt_about(prompt))]
@@ -54,11 +53,15 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
     used: set[Path] = set()
     for image in readable_images(within, left_out):
         if _task_folder(image.relative_to(root)) in task_folders:
-            notes.add("images lie in task folders and are left out (move them to where these folders are)", image)
+            notes.add(
+                "image-in-task-folder",
+                "images lie in task folders and are left out (move them to where these folders are)",
+                image,
+            )
             continue
         of_image = files.get(image.with_suffix(""), {})
         used.update(path for paths in of_image.values() for path in paths)
-        texts = {prompt: captions_in(paths, options.caption_lines, not_utf8) for prompt, paths in of_image.items()}
+        texts = {prompt: captions_in(paths, options.caption_lines, refused) for prompt, paths in of_image.items()}
         sound = {prompt: _sound(prompt, captions, of_image[prompt], notes) for prompt, captions in texts.items()}
         for prompt, captions in sound.items():
             samples += make_samples(ImageRef.below(root, image), prompt, captions, options.caption_lines)
@@ -66,15 +69,16 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
             without_caption.append(image)
         elif missing := [prompt for prompt in prompts if not texts.get(prompt)]:
             for prompt in missing:
-                notes.add(f"images have captions, but none for {prompt}", image)
+                notes.add("task-missing", f"images have captions, but none for {prompt}", image)
     paths = (path for of_image in files.values() for paths in of_image.values() for path in paths)
     return Discovery(
         tuple(samples),
         tuple(without_caption),
         tuple(path for path in paths if path not in used),
         left_out,
-        not_utf8=tuple(not_utf8),
-        notes=(*doubts, *notes.lines()),
+        refused=refused,
+        notes=tuple(doubts),
+        faults=notes.faults(),
     )
 
 
@@ -89,7 +93,7 @@ def _prompt(name: str) -> str | None:
 def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+            return [Path(entry.path) for entry in entries if os.path.isdir(entry) and not entry.name.startswith(".")]
     except OSError:
         return []
 
@@ -122,7 +126,7 @@ def _files_by_image(
             folder = _task_folder(place)
             if folder is None:
                 if path.is_relative_to(within):
-                    notes.add("captions are in no task folder and are left out", path)
+                    notes.add("caption-in-no-task", "captions are in no task folder and are left out", path)
                 continue
             folders.add(folder)
             image = root / folder.parent / place.relative_to(folder)
@@ -149,7 +153,11 @@ def _sound(prompt: str, captions: Sequence[str], paths: Sequence[Path], notes: N
     sound = []
     for caption in captions:
         if fault := answer_fault(task, caption):
-            notes.add(f"answers to {prompt} have a fault and are left out", f"{', '.join(map(str, paths))} ({fault})")
+            notes.add(
+                "faulty-answer",
+                f"answers to {prompt} have a fault and are left out",
+                f"{', '.join(map(str, paths))} ({fault})",
+            )
         else:
             sound.append(caption)
     return sound

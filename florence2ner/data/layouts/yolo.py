@@ -68,7 +68,7 @@ def discover(root: Path, *, folder: Path | None = None) -> Discovery:
         elif answer is not None:
             empty.append(image)
     orphans = tuple(path for path in labels.values() if path not in used and path.parent in folders)
-    return Discovery(tuple(samples), tuple(empty), orphans, left_out, notes=notes.lines())
+    return Discovery(tuple(samples), tuple(empty), orphans, left_out, faults=notes.faults())
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def _answer(file: Path, classes: _Classes, notes: Notes) -> str | None:
             raise _LabelError("not UTF-8 text")
         found = [*_objects(text, classes.have_points)]
     except _LabelError as error:
-        notes.add("label files can't be read, and their images are left out", f"{file}: {error}")
+        notes.add("unreadable-labels", "label files can't be read, and their images are left out", f"{file}: {error}")
         return None
     labels, boxes = [], []
     for line, number, box in found:

@@ -23,15 +23,15 @@ from florence2ner.data.layouts.boxes import Box, Notes, fit, quarter_turn
 def test_a_box_is_cut_to_its_picture_or_left_out(box: Box, inside: Box | None, note: str | None) -> None:
     notes = Notes()
     assert fit(box, (200, 100), "a box", notes) == inside
-    assert notes.lines() == ((f"1 {note}: a box",) if note else ())
+    assert [str(fault) for fault in notes.faults()] == ([f"1 {note}: a box"] if note else [])
 
 
 def test_each_kind_is_one_line_with_a_few_names() -> None:
     notes = Notes()
     for number in range(5):
-        notes.add("are odd", number)
-    notes.add("are even", "x")
-    assert notes.lines() == ("5 are odd: 0, 1, 2 and 2 more", "1 are even: x")
+        notes.add("odd", "are odd", number)
+    notes.add("even", "are even", "x")
+    assert [str(fault) for fault in notes.faults()] == ["5 are odd: 0, 1, 2 and 2 more", "1 are even: x"]
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

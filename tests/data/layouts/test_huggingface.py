@@ -191,7 +191,7 @@ def test_paths_are_read_in_the_dataset_only(root: Path, pictures: list[Path]) ->
         ("sub/b.png", images[1]),
     ]
     where = f"of the split train of {root}"
-    assert found.notes == (f"2 rows have no image and are left out: row 2 {where}, row 3 {where}",)
+    assert found.report() == [f"2 rows have no image and are left out: row 2 {where}, row 3 {where}"]
     for outside in (str(pictures[0]), "../pictures/p0.png"):
         kept = datasets.Dataset.from_dict({"image": [outside], "text": ["one"]})
         kept.save_to_disk(root)
@@ -216,7 +216,7 @@ def test_a_picture_in_both_splits_is_not_trained_on(root: Path, pictures: list[P
     assert [sample.image.key for sample in split.train] == [f"train/p{number}.png" for number in (1, 2, 3)]
     assert [sample.image.key for sample in split.eval] == ["validation/000000"]
     where = root / "train" / "p0.png"
-    assert found.notes[-1] == f"1 images are copies of some that are evaluated on, and are not trained on: {where}"
+    assert found.report()[-1] == f"1 images are copies of some that are evaluated on, and are not trained on: {where}"
 
 
 def test_a_file_in_both_splits_is_not_trained_on(root: Path) -> None:

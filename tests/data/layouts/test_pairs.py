@@ -64,6 +64,16 @@ def test_all_captions_that_are_not_utf8_are_named_in_one_go(tmp_path: Path) -> N
         evaluate(EvalConfig(dataset_path=tmp_path, model_name="nowhere"))
 
 
+def test_all_captions_that_cannot_be_opened_are_named_in_one_go(tmp_path: Path) -> None:
+    bad = [put(tmp_path / f"{number}.png").with_suffix(".txt") for number in range(2)]
+    for path in bad:
+        path.symlink_to(path.name)
+    names = ", ".join(f"{path} (Too many levels of symbolic links)" for path in bad)
+    with pytest.raises(UserError) as error:
+        discover_split([root_of(tmp_path)], rule=None)
+    assert str(error.value) == f"2 captions can't be read, give yourself the right to: {names}"
+
+
 def test_captions_of_another_extension_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
     put(tmp_path / "a.png", "the .txt")
     put(tmp_path / "b.b.png")
