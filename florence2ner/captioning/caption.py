@@ -99,7 +99,7 @@ def _show_shards(plan: ShardPlan, display: Display, *, dry_run: bool) -> None:
         display.say(f"nothing to do: all {total} shards have captions (--existing overwrite replaces them)")
     elif captioned:
         display.say(f"{captioned} of {total} shards have their captions already")
-    if dry_run:
+    if dry_run and plan.todo:
         display.say(f"{len(plan.todo)} shards would be captioned")
         for place in plan.todo[:_SHOWN]:
             display.say(f"  {place.shard} -> {plan.output or place.finished}")

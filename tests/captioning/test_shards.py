@@ -16,7 +16,7 @@ from florence2ner.data.shards import Faults, read_shards
 from florence2ner.errors import UserError
 from tests.conftest import Caption, Start
 from tests.data.support import write_shard
-from tests.support import files_in, finish
+from tests.support import assert_one_clear_line, files_in, finish
 
 
 @pytest.fixture
@@ -314,6 +314,21 @@ def test_a_run_that_is_stopped_within_a_shard_ends_as_if_it_had_not_been(
     assert len(begun()) == processes
     finish(start(*command, processes=processes))
     assert contents(out) == contents(expected)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_with_one_line_and_costs_nothing(
+    start: Start, large_shards: str, trained_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model-name", trained_model, "--batch-size", 1, "--num-beams", 1, "--max-new-tokens", 8, "--no-retry")
+    command = ("caption", large_shards, *flags, "--output-dir", "out")
+    running = start("tests.programs.impatient", 5, *command, processes=2)
+    while len(list((tmp_path / "out").glob("*.unfinished.jsonl"))) < 2:
+        assert running.poll(0.005) is None, running.stderr
+    assert_one_clear_line(running, 1, "; the same command goes on with the rest")
+    finish(start("florence2ner", *command, processes=2))
+    assert len(rows(*(tmp_path / "out").iterdir())) == 72
+    assert files_in(tmp_path / "out") == {"0.jsonl", "1.jsonl", "2.jsonl"}
 
 
 def test_two_runs_share_a_folder_without_a_word(
