@@ -149,10 +149,13 @@ class _Shards:
             stack.callback(lambda: self.faults.merge(faults.counts, faults.names))
             records = self._open(place)
             stack.callback(records.finish)
-            for images in _read_ahead(place.shard, faults, _BATCHES * config.batch_size):
+            signals, size = self._worker.signals, _BATCHES * config.batch_size
+            for images in _read_ahead(place.shard, faults, size, lambda: signals.received is not None):
                 self._ask(images, records)
-                if self._worker.signals.tell(self._queue) is not None:
+                if signals.tell(self._queue) is not None:
                     return
+            if signals.tell(self._queue) is not None:  # perhaps the rest was not read
+                return
             if not faults.is_torn:
                 try:
                     finish_shard(place, _read_again(place.shard), self._questions, config.caption_extension)
@@ -208,13 +211,13 @@ def _read_again(shard: str) -> Iterator[ImageRef]:
         raise _Torn
 
 
-def _read_ahead(shard: str, faults: Faults, size: int) -> Iterator[list[ImageRef]]:
-    """The images of a shard, some at a time, of which the next ones are read meanwhile."""
+def _read_ahead(shard: str, faults: Faults, size: int, stopped: Callable[[], bool]) -> Iterator[list[ImageRef]]:
+    """The images of a shard, `size` at a time, of which the next ones are read meanwhile, until they are `stopped`."""
     over = Event()
     with closing(_images_of(shard, faults)) as images, ThreadPoolExecutor(1) as reader:
 
         def read() -> list[ImageRef]:
-            return list(islice(takewhile(lambda _: not over.is_set(), images), size))
+            return list(islice(takewhile(lambda _: not (over.is_set() or stopped()), images), size))
 
         try:
             ahead = reader.submit(read)

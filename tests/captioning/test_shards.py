@@ -274,6 +274,7 @@ def test_captions_may_be_beside_the_shards_and_other_tasks_have_another_place(
     assert files_in(folder) == {"0.tar", "1.tar", "0.jsonl", "1.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "processes", "number"),
     [
