@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake that the user can mend. The message is one line that says what is wrong and what to do; exit code 2."""
 
 
+class InUse(UserError):
+    """Another run has the file or folder. The message says which."""
+
+
 class Interrupted(Exception):
     """A run was stopped by a signal, after everything was saved. Exit code 128 + `signal`."""
 

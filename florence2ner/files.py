@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from florence2ner.errors import UserError
+from florence2ner.errors import InUse, UserError
 
 METRICS_FILE = "metrics.jsonl"  # in the folder of a training run
 UNFINISHED = ".unfinished"  # how names of temporary files end
@@ -122,8 +122,8 @@ def hold(path: Path, what: str, fix: str = "start again when that has ended") ->
 
     All that call this obey it, on every machine that shares the folder. When the holder dies, the system frees it. The
     lock is a hidden file beside `path`, which goes at the end; so do folders that were made for it and are empty then.
-    Where another process holds it, a UserError says at once who that is; `what` is how to call `path` then, and `fix`
-    what to do. Raises UserError, too, where no lock can be made, but not for a file system that has none at all.
+    Raises InUse at once where another process holds it, which says who that is; `what` is how to call `path` then, and
+    `fix` what to do. Raises UserError where no lock can be made, but not for a file system that has none at all.
     """
     file = _lock_of_run(path)
     made = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
@@ -137,7 +137,7 @@ def hold(path: Path, what: str, fix: str = "start again when that has ended") ->
         holder = ""
         with suppress(OSError):  # it may end just now
             holder = file.read_text(encoding="utf-8", errors="replace")
-        raise UserError(f"{what} is in use by {holder or 'another process'}: {fix}") from None
+        raise InUse(f"{what} is in use by {holder or 'another process'}: {fix}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UserError(f"can't lock {path}: {error.strerror or error}") from error

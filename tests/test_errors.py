@@ -2,7 +2,7 @@
 
 import pytest
 
-from florence2ner.errors import Interrupted, UserError, did_you_mean
+from florence2ner.errors import Interrupted, InUse, UserError, did_you_mean
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,6 @@ def test_an_interruption_carries_its_message_and_its_signal() -> None:
 
 
 def test_a_user_error_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        raise UserError("no such folder")
+    for kind in (UserError, InUse):
+        with pytest.raises(ValueError, match="no such folder"):
+            raise kind("no such folder")

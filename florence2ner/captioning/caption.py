@@ -6,12 +6,13 @@ from contextlib import nullcontext
 from florence2ner.captioning.plan import (
     CaptionPlan,
     CaptionSummary,
+    ShardPlan,
     check_places,
-    find_shards,
     hold_places,
+    hold_shards,
     make_plan,
     plan_shards,
-    questions_of,
+    shards_in_paths,
     text_style,
 )
 from florence2ner.captioning.watch import Watch
@@ -39,7 +40,7 @@ def caption(config: CaptionConfig) -> CaptionSummary:
     for prompt in config.task_prompt:
         if launcher.is_main() and (doubt := doubt_about(prompt)):
             display.warn(doubt)
-    if shards := find_shards(config):  # every process does, as each has work of its own with them
+    if shards := shards_in_paths(config):
         return _caption_shards(config, shards, display)
     if not launcher.is_main():
         return _carry_out(config, None, None, display)
@@ -72,18 +73,38 @@ def _carry_out(
     return run(config, plan, watch, display)
 
 
-def _caption_shards(config: CaptionConfig, shards: Sequence[str], display: Display) -> CaptionSummary:
-    """Caption tar shards, or say what would be done."""
-    places, questions = plan_shards(config, shards), questions_of(config)
-    if config.existing == "skip" and (todo := [place for place in places if not place.finished.exists()]) != places:
-        display.say(f"{len(places) - len(todo)} of {len(places)} shards have their captions already")
-        places = todo
-    if config.dry_run:
-        display.say(f"{len(places)} shards would be captioned, into {config.output_dir}")
-        return CaptionSummary(done=0, kept=0, failed=0)
-    from florence2ner.captioning.shards import run_shards  # imports torch, which takes seconds
+def _caption_shards(config: CaptionConfig, texts: Sequence[str], display: Display) -> CaptionSummary:
+    """Caption the tar shards that `texts` mean, or say what would be done."""
+    plan = None
+    with nullcontext() if config.dry_run or not launcher.is_main() else hold_shards(config):
+        if launcher.is_main():
+            plan = plan_shards(config, texts)
+            _show_shards(plan, display, dry_run=config.dry_run)
+            if not config.dry_run:
+                plan.sweep()
+            if not config.dry_run and not plan.todo:
+                plan.finish()  # an earlier run may have been killed after its last shard, but before this
+        if config.dry_run or (launcher.processes() == 1 and plan is not None and not plan.todo):
+            return CaptionSummary(done=0, kept=0, failed=0)
+        from florence2ner.captioning.shards import run_shards  # imports torch, which takes seconds
 
-    return run_shards(config, places, questions, display)
+        return run_shards(config, plan, display)
+
+
+def _show_shards(plan: ShardPlan, display: Display, *, dry_run: bool) -> None:
+    """Print how many shards have their captions, and with `dry_run` what would be done with the others."""
+    captioned = len(plan.finished) + len(plan.joined)
+    total = captioned + len(plan.todo)
+    if not plan.todo:
+        display.say(f"nothing to do: all {total} shards have captions (--existing overwrite replaces them)")
+    elif captioned:
+        display.say(f"{captioned} of {total} shards have their captions already")
+    if dry_run and plan.todo:
+        display.say(f"{len(plan.todo)} shards would be captioned")
+        for place in plan.todo[:_SHOWN]:
+            display.say(f"  {place.shard} -> {plan.output or place.finished}")
+        if len(plan.todo) > _SHOWN:
+            display.say(f"  and {len(plan.todo) - _SHOWN} more")
 
 
 def _show(plan: CaptionPlan, display: Display) -> None:

@@ -1,7 +1,7 @@
 """Plans a captioning run, without torch: which images are to be captioned, and where the captions go."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -12,14 +12,22 @@ from florence2ner.data.formats import check_caption_extension
 from florence2ner.data.shards import expand, is_shards
 from florence2ner.engine import launcher
 from florence2ner.errors import UserError
-from florence2ner.files import check_writable, hold
+from florence2ner.files import UNFINISHED, check_writable, hold
 from florence2ner.model.tasks import find_task, prompt_of
 from florence2ner.outputs.answers import Output, Question
 from florence2ner.outputs.forms import JsonLines
-from florence2ner.outputs.records import STANDARD_OUTPUT, RecordFile, StandardOutput
-from florence2ner.outputs.shards import ShardPlace, places_of
+from florence2ner.outputs.records import METADATA, STANDARD_OUTPUT, RecordFile, StandardOutput
+from florence2ner.outputs.shards import ShardPlace, check_finished, join, places_of, remove_files, shards_in
 from florence2ner.outputs.sidecars import Sidecars
 from florence2ner.outputs.style import TextStyle
+
+# What these settings may be where tar shards are captioned.
+_FOR_SHARDS: Mapping[str, Sequence[object]] = {
+    "existing": ("skip", "overwrite"),
+    "watch": (False,),
+    "backup": (False,),
+    "on_collision": ("refuse",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,8 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
     settings don't fit together.
     """
     questions = questions_of(config)
+    if config.shard_form != "jsonl":
+        raise UserError(f"--shard-form {config.shard_form} is for tar shards: leave it out")
     if not images and not config.watch:
         raise UserError(f"no image in {', '.join(map(str, config.paths))}")
     output = _output(config, questions, is_begun=only is not None)
@@ -71,31 +81,103 @@ def make_plan(config: CaptionConfig, images: Sequence[Path], only: Sequence[Path
     chosen = images if only is None else only
     todo = tuple((image, missing) for image in chosen if (missing := output.missing(image)))
     if config.failures:
-        _check_failures(config.failures, images, output)
+        _check_failures(config.failures, {"the output": output.files(images), "an image": images})
     if config.output is None and config.output_dir is None:
         for folder in {image.parent for image, _ in todo}:
             check_writable(folder, "write elsewhere with --output-dir or --output")
     return CaptionPlan(todo, kept=len(chosen) - len(todo), output=output)
 
 
-def find_shards(config: CaptionConfig) -> list[str]:
-    """The tar shards to caption; none where images are. Raises UserError for shards beside images, or missing ones."""
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """Which questions are asked about the images of which shards, and where the answers go."""
+
+    questions: tuple[Question, ...]
+    todo: tuple[ShardPlace, ...]
+    finished: tuple[ShardPlace, ...] = ()  # by earlier runs
+    joined: tuple[ShardPlace, ...] = ()  # those whose captions are in `output`
+    output: Path | None = None  # one file for all
+    after_old: bool = True  # whether `output` goes on with the rows that it has
+
+    def sweep(self) -> None:
+        """Remove what a run that was killed has left of shards that are done."""
+        remove_files(self.finished, rows_alone=True)
+        remove_files(self.joined)
+
+    def finish(self) -> None:
+        """Write the one file for all, where there is one, with the captions of the shards that are finished."""
+        if self.output is not None:
+            join((*self.finished, *self.todo), self.output, after_old=self.after_old)
+
+
+def shards_in_paths(config: CaptionConfig) -> list[str]:
+    """What means tar shards among the paths; none where images are. Raises UserError for shards beside images."""
     folders = [str(path) for path in config.paths if path.is_dir() and is_shards(str(path))]
     if folders and len(folders) < len(config.paths):
         raise UserError(f"{folders[0]} holds tar shards: caption them in a run of their own")
-    return [shard for text in (*config.shards, *folders) for shard in expand(text)]
+    return [*config.shards, *folders]
 
 
-def plan_shards(config: CaptionConfig, shards: Sequence[str]) -> list[ShardPlace]:
-    """Where the captions of each shard go. Raises UserError for settings that are not for shards."""
-    if config.output_dir is None or config.output is not None:
-        raise UserError("the captions of tar shards go into a folder, a file for each shard: give --output-dir")
-    for name, default in (("existing", ("skip", "overwrite")), ("watch", (False,)), ("backup", (False,))):
-        if (value := getattr(config, name)) not in default:
-            raise UserError(f"--{name}{'' if value is True else f' {value}'} is not for tar shards: leave it out")
-    check_caption_extension(config.caption_extension)
+@contextmanager
+def hold_shards(config: CaptionConfig) -> Iterator[None]:
+    """Like `hold_places` for tar shards; an output folder is shared, and each shard kept while it is worked on."""
+    with ExitStack() as stack:
+        if config.output:
+            stack.enter_context(hold(Path(os.path.realpath(config.output)), f"the output {config.output}"))
+        if config.failures:
+            stack.enter_context(hold(config.failures, f"the file {config.failures}"))
+        yield
+
+
+def plan_shards(config: CaptionConfig, texts: Sequence[str]) -> ShardPlan:
+    """Plan the captioning of the shards that `texts` mean.
+
+    Raises UserError for settings that are not for shards, for shards that are missing or would share an output, and
+    where something else than captions is in the place of an output.
+    """
+    folder = _folder_for_shards(config)
+    questions = questions_of(config)
     check_places(config)
-    return places_of(shards, config.output_dir, config.shard_form)
+    places = places_of([shard for text in texts for shard in expand(text)], folder, config.shard_form)
+    if config.failures:
+        files = (file for place in places for file in (place.finished, place.rows))
+        output = files if config.output is None else [config.output, *files]
+        _check_failures(config.failures, {"the output": output, "a shard": (Path(place.shard) for place in places)})
+    if config.existing == "overwrite":
+        return ShardPlan(questions=questions, todo=tuple(places), output=config.output, after_old=False)
+    names = shards_in(config.output, questions) if config.output else set()
+    joined, finished, todo = list[ShardPlace](), list[ShardPlace](), list[ShardPlace]()
+    for place in places:
+        is_finished = place.name not in names and place.finished.exists()
+        if is_finished and place.form == "jsonl":
+            check_finished(place, questions)
+        (joined if place.name in names else finished if is_finished else todo).append(place)
+    return ShardPlan(
+        questions=questions,
+        todo=tuple(todo),
+        finished=tuple(finished),
+        joined=tuple(joined),
+        output=config.output,
+    )
+
+
+def _folder_for_shards(config: CaptionConfig) -> Path:
+    """The folder for the files of each shard. Raises UserError for settings that are not for shards."""
+    for name, allowed in _FOR_SHARDS.items():
+        if (value := getattr(config, name)) not in allowed:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}{'' if value is True else f' {value}'} is not for tar shards: leave it out")
+    check_caption_extension(config.caption_extension)
+    if config.output_dir is not None:
+        return config.output_dir
+    if config.output is None or config.output.suffix != ".jsonl" or config.output.name == METADATA:
+        raise UserError(
+            "the captions of tar shards go into a folder (--output-dir FOLDER) or into one file of JSON Lines "
+            f"(--output captions.jsonl), not {config.output or 'beside the shards'}: give one of them"
+        )
+    if config.shard_form == "tar":
+        raise UserError("--shard-form tar makes a new shard of each, in a folder: give --output-dir, not --output")
+    return config.output.with_suffix(UNFINISHED)
 
 
 def questions_of(config: CaptionConfig) -> tuple[Question, ...]:
@@ -145,11 +227,11 @@ def check_places(config: CaptionConfig) -> None:
         check_writable(config.output.parent, "choose another --output")
 
 
-def _check_failures(failures: Path, images: Sequence[Path], output: Output) -> None:
-    """Raise UserError where the file for failures is an image, is written to by the output or is not ours."""
+def _check_failures(failures: Path, taken: Mapping[str, Iterable[Path]]) -> None:
+    """Raise UserError where the file for failures is one that is `taken`, by what that is, or is not ours."""
     real = cache(os.path.realpath)  # of folders, of which there are fewer than files
     names = {(real(path.parent), path.name) for path in (failures, Path(os.path.realpath(failures)))}
-    for what, files in {"the output": output.files(images), "an image": images}.items():
+    for what, files in taken.items():
         if any((real(file.parent), file.name) in names for file in files):
             raise UserError(f"--failures {failures} is {what}, too: name another file")
     try:

@@ -286,8 +286,8 @@ class Worker:
                 self.tally.flagged.append((as_utf8(record.image), ", ".join(flags)))
         self._fail(failures)
 
-    def refuse(self, image: Path, reason: str) -> None:
-        """Report that an image is not captioned."""
+    def refuse(self, image: Path | str, reason: str) -> None:
+        """Report that an image, or a shard, is not captioned."""
         self._fail([(as_utf8(image), reason)])
 
     def _fail(self, failures: Sequence[tuple[str, str]]) -> None:

@@ -62,8 +62,7 @@ def expand(text: str) -> list[str]:
         if found := sorted(map(str, Path(text).glob("*.tar"))):
             return found
         raise UserError(f"there is no .tar file in {text}: name the folder that holds them, or the files with braces")
-    parts: list[list[str]] = []
-    end = 0
+    parts, end = list[list[str]](), 0
     for match in _BRACES.finditer(text):
         parts += [text[end : match.start()]], _alternatives(match)
         end = match.end()
@@ -197,8 +196,7 @@ def read_shards(
     )
     if samples := list(islice(every, limit)):
         return samples
-    kind = "image with a caption" if captions else "image"
-    raise UserError("; ".join((f"no {kind} in the shards", *faults.report())))
+    raise UserError("; ".join((f"no image{' with a caption' if captions else ''} in the shards", *faults.report())))
 
 
 def _called(label: str, shard: str, sample: Sample) -> Sample:
@@ -284,7 +282,9 @@ def _groups(archive: tarfile.TarFile, shard: str, faults: Faults) -> Iterator[tu
             key, members = match[1], {}
         file = archive.extractfile(member)
         assert file
-        members.setdefault(match[2].lower(), file.read())
+        content = file.read()
+        if members.setdefault(match[2].lower(), content) is not content:
+            faults.add("members have the name of another and are left out", f"{shard}/{name}")
     if members:
         yield key, members
 
@@ -293,16 +293,18 @@ def _samples(
     shard: str, key: str, members: Mapping[str, bytes], options: ReadingOptions, faults: Faults, *, captions: bool
 ) -> list[Sample]:
     """The samples of one key; none where image or caption is missing or can't be read."""
-    extension = next((extension for extension in members if extension in ALL_EXTENSIONS), None)
-    if extension is None:
+    extensions = [extension for extension in members if extension in ALL_EXTENSIONS]
+    if not extensions:
         faults.add("keys have no image and are left out", f"{shard}/{key}")
         return []
-    image = ShardImage.within(shard, key + extension, members[extension])
+    for other in extensions[1:]:
+        faults.add("images share their key with another and are left out", f"{shard}/{key}{other}")
+    image = ShardImage.within(shard, key + extensions[0], members[extensions[0]])
+    if not captions:
+        return [Sample(image, options.task_prompt)]
     try:
         fields = _fields(members, options)
         prompt = str(fields.get(options.prompt_column or "") or "").strip() or options.task_prompt
-        if not captions:
-            return [Sample(image, prompt)]
         samples = make_samples(image, prompt, _captions(members, fields, options), options.caption_lines)
     except UnicodeDecodeError:
         faults.add("keys have text that is not UTF-8 and are left out", f"{shard}/{key}")

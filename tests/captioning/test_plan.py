@@ -33,6 +33,7 @@ def test_boxes_do_not_replace_what_is_to_be_extended(tmp_path: Path, existing: s
         ({"task_prompt": "<CAPTION_TO_PHRASE_GROUNDING>"}, "--text"),
         ({"text": "a dog"}, "--text"),
         ({"task_prompt": ("<OD>", "<OD>")}, "twice"),
+        ({"shard_form": "tar"}, "--shard-form tar is for tar shards: leave it out"),
     ],
 )
 def test_mistakes_are_one_line_each(run: Caption, flags: dict[str, object], message: str) -> None:

@@ -109,6 +109,19 @@ def test_what_is_no_sample_is_counted_and_named(tmp_path: Path) -> None:
     ]
 
 
+def test_every_image_is_read_or_named(tmp_path: Path) -> None:
+    """Without captions, what is beside an image can be as it likes."""
+    members = {"a.jpg": jpeg("a"), "a.png": jpeg("b"), "a.json": b"torn", "a.txt": b"\xe9", "sub/a.JPG": jpeg("c")}
+    shard = write_shard(tmp_path / "a.tar", members | {"sub/a.jpg": jpeg("d")})
+    samples, told = read(shard, captions=False)
+    assert texts(samples) == [("a.jpg", ()), ("a.jpg", ())]
+    assert [sample.image.open().read() for sample in samples] == [jpeg("a"), jpeg("c")]
+    assert told == [
+        f"1 images share their key with another and are left out: {shard}/a.png",
+        f"1 members have the name of another and are left out: {shard}/sub/a.jpg",
+    ]
+
+
 def test_links_and_devices_are_never_followed(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("of another user")
