@@ -9,6 +9,7 @@ from florence2ner.config.base import Config, option
 from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 from florence2ner.metrics import MetricName
+from florence2ner.optim.schedules import Shape
 
 
 class FreezingOptions(Config):
@@ -116,22 +117,54 @@ class TagOptions(Config):
         return self
 
 
+class ScheduleOptions(Config):
+    """The learning rate over the run."""
+
+    panel: ClassVar[str] = "Learning rate"
+
+    learning_rate: float = option(1e-5, "Peak learning rate, reached at the end of the warmup.", gt=0)
+    min_learning_rate: float = option(0.0, "Lowest learning rate after the warmup.", ge=0)
+    warmup_steps: int = option(50, "Optimizer updates of linear warmup.", ge=0)
+    warmup_ratio: float | None = option(None, "Warmup as a share of the run, instead of warmup_steps.", ge=0, lt=1)
+    lr_schedule: Shape = option(
+        "cosine",
+        "The learning rate after the warmup. constant: at its peak. linear, cosine, rex: down to min_learning_rate. "
+        "wsd: at its peak, then down in the last decay_ratio of the run.",
+    )
+    restarts: int = option(1, "Cycles of cosine, each from a peak down (1: one descent).", ge=1)
+    restart_decay: float = option(1.0, "Peak of each cycle as a share of that of the cycle before.", gt=0, le=1)
+    decay_ratio: float = option(0.2, "Share of the run in which wsd goes down.", gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _shape_has_these(self) -> Self:
+        for name, does_nothing in (
+            ("restarts", self.lr_schedule != "cosine" and "is for lr_schedule cosine"),
+            ("restart_decay", self.restarts == 1 and "is for several cycles: set restarts"),
+            ("decay_ratio", self.lr_schedule != "wsd" and "is for lr_schedule wsd"),
+            ("min_learning_rate", self.lr_schedule == "constant" and "is for a learning rate that goes down"),
+        ):
+            if does_nothing and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {does_nothing}, or leave it out")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}"
+            )
+        if self.warmup_ratio is not None and "warmup_steps" in self.model_fields_set:
+            raise ValueError("warmup_steps and warmup_ratio both say how long the warmup is: leave out one of them")
+        return self
+
+
 class TrainingOptions(Config):
-    """Length of the run, batch size, optimizer, schedule and order of the data."""
+    """Length of the run, batch size, optimizer and order of the data."""
 
     panel: ClassVar[str] = "Training"
 
     epochs: int = option(2, "Passes over the training images.", ge=1)
     max_steps: int | None = option(None, "End after this many optimizer updates, whatever epochs says.", ge=1)
-    learning_rate: float = option(1e-5, "Peak learning rate, reached at the end of the warmup.", gt=0)
     train_batch_size: int = option(16, "Images per micro-batch and process.", ge=1)
     gradient_accumulation_steps: int = option(16, "Micro-batches per optimizer update.", ge=1)
     clip_grad_norm: float | None = option(1.0, "Largest gradient norm; none: no clipping.", gt=0)
     weight_decay: float = option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", ge=0)
-    warmup_steps: int = option(50, "Optimizer updates of linear warmup.", ge=0)
-    restarts: int = option(
-        1, "Cosine cycles after the warmup, each from the peak learning rate down to 0 (1: one descent).", ge=1
-    )
     seed: int = option(42, "Seed of the split, the order of the images, dropout and sampled captions.", ge=0, lt=2**32)
     group_by_length: bool = option(
         False, "Put captions of like length into the same batch: less padding, a little less random."

@@ -1,20 +1,56 @@
-"""The learning rate schedule: linear warmup, then cosine cycles."""
+"""The learning rate over a run: a linear warmup, then one of the published shapes."""
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_cosine_with_hard_restarts_schedule_with_warmup
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Shape = Literal["constant", "linear", "cosine", "rex", "wsd"]
 
 
-def build_schedule(
-    optimizer: Optimizer, *, warmup_steps: int, total_steps: int, restarts: int, step: int = 0
-) -> LambdaLR:
-    """Linear warmup, then `restarts` cosine cycles, each from the peak down to 0 (SGDR, Loshchilov & Hutter 2017).
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate as a share of its peak, after a number of updates: a pure function, which has no state to save.
 
-    `step` is the number of optimizer updates done already; the schedule has no other state, so none is saved. Where it
-    is not 0, the optimizer's param groups must have their "initial_lr". Step the schedule once per update, and do not
-    pass it to `Accelerator.prepare`, which would step it once per process.
+    The shapes, with t from 0 at the end of the warmup to 1 at the end of the run:
+
+    - constant: 1;
+    - linear: 1 - t;
+    - cosine: `restarts` cycles, each from a peak down to 0 (SGDR, Loshchilov & Hutter 2017); each peak is that of the
+      cycle before times `restart_decay`;
+    - rex: (1 - t) / (1 - t / 2) (Chen et al. 2021);
+    - wsd: 1, then in the last `decay_ratio` of the run 1 - sqrt(u), with u from 0 to 1 (Hägele et al. 2024).
+
+    What they fall to at their lowest is `floor` instead of 0.
     """
-    schedule: LambdaLR = get_cosine_with_hard_restarts_schedule_with_warmup(
-        optimizer, warmup_steps, total_steps, num_cycles=restarts, last_epoch=step - 1
-    )
-    return schedule
+
+    shape: Shape
+    total_steps: int  # updates of the run
+    warmup_steps: int = 0
+    restarts: int = 1
+    restart_decay: float = 1.0
+    decay_ratio: float = 0.2
+    floor: float = 0.0  # share of the peak
+
+    def __call__(self, step: int) -> float:
+        """The share for the update after `step` others: from 0 to 1."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        length = max(1, self.total_steps - self.warmup_steps)
+        return self.floor + (1 - self.floor) * self._share(min(step - self.warmup_steps, length), length)
+
+    def _share(self, done: int, length: int) -> float:
+        """The share above the floor, after `done` of `length` updates that follow the warmup."""
+        progress = done / length
+        if self.shape == "constant":
+            return 1.0
+        if self.shape == "linear":
+            return 1 - progress
+        if self.shape == "rex":
+            return (1 - progress) / (1 - progress / 2)
+        if self.shape == "wsd":
+            decay = min(1.0, self.decay_ratio * self.total_steps / length)
+            return 1 - math.sqrt(max(0.0, 1 - (1 - progress) / decay))
+        if done == length:
+            return 0.0
+        cycle, within = divmod(self.restarts * done, length)  # in whole numbers: a cycle begins at its peak
+        return float(self.restart_decay**cycle) * 0.5 * (1 + math.cos(math.pi * within / length))

@@ -21,16 +21,22 @@ def check_warmup(config: TrainConfig, total_steps: int) -> None:
 
 
 def settle_warmup(config: TrainConfig, start: Start, total_steps: int) -> tuple[TrainConfig, str | None]:
-    """The settings with the warmup that the run has: what was asked for, else that of the run which is resumed.
+    """The settings with the warmup that the run has, in updates: what was asked for, else that of a run to resume.
 
     In a new run the default is cut to a tenth of the updates, since a longer warmup leaves little for learning; a line
     for the user says so.
     """
     if "warmup_steps" in config.model_fields_set:
         return config, None
-    steps = min(config.warmup_steps, total_steps // 10) if start.warmup_steps is None else start.warmup_steps
-    settled = config.model_copy(update={"warmup_steps": steps})
-    if start.checkpoint or steps == config.warmup_steps:
+    ratio = config.warmup_ratio
+    if start.warmup_steps is not None:
+        steps = start.warmup_steps
+    elif ratio is not None:
+        steps = int(ratio * total_steps)
+    else:
+        steps = min(config.warmup_steps, total_steps // 10)
+    settled = config.model_copy(update={"warmup_steps": steps, "warmup_ratio": None})
+    if start.checkpoint or ratio is not None or steps == config.warmup_steps:
         return settled, None
     return settled, (
         f"note: warmup_steps is {steps}, a tenth of the run's {total_steps} updates, instead of {config.warmup_steps}; "

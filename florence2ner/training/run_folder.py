@@ -263,7 +263,7 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
             f"the run started from {before['model_name']}, this command names {config.model_name}: leave out "
             "--model-name to go on with the run, or choose another --run-name to start from another model"
         )
-    free = {"resume", "model_name", *(_KEPT - config.model_fields_set)}
+    free = {"resume", "model_name", "warmup_ratio", *(_KEPT - config.model_fields_set)}
     changed = [
         f"{key} {before[key]} -> {value}"
         for key, value in now.items()

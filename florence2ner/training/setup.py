@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from torch.optim.lr_scheduler import LambdaLR
+
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.batch import FeatureSource
 from florence2ner.data.captions import fit_captions, longest_captions, overlong_note
@@ -24,7 +26,7 @@ from florence2ner.model.build import Frozen, load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.optimizers import build_optimizer
-from florence2ner.optim.schedules import build_schedule
+from florence2ner.optim.schedules import Schedule
 from florence2ner.training.context import Context
 from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
@@ -93,6 +95,19 @@ def build_stream(config: TrainConfig, start: Start, captioner: Captioner, *, pro
     return TrainData(Split((), held_out.samples), order, count_updates(config, order), note, stream)
 
 
+def schedule_of(config: TrainConfig, total_steps: int) -> Schedule:
+    """The learning rate of a run with so many updates."""
+    return Schedule(
+        shape=config.lr_schedule,
+        total_steps=total_steps,
+        warmup_steps=config.warmup_steps,
+        restarts=config.restarts,
+        restart_decay=config.restart_decay,
+        decay_ratio=config.decay_ratio,
+        floor=config.min_learning_rate / config.learning_rate,
+    )
+
+
 def build_step(
     context: Context,
     captioner: Captioner,
@@ -123,13 +138,8 @@ def build_step(
         # The settings of this command win over those in the checkpoint.
         for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):
             group |= {"initial_lr": lr, "weight_decay": decay}
-    schedule = build_schedule(
-        optimizer,
-        warmup_steps=config.warmup_steps,
-        total_steps=total_steps,
-        restarts=config.restarts,
-        step=start.state.step,
-    )
+    # Not prepared by Accelerate, which would step it once per process. Its only state is the number of updates.
+    schedule = LambdaLR(optimizer, schedule_of(config, total_steps), last_epoch=start.state.step - 1)
     parts = accelerator, prepared, prepared_optimizer, schedule, token_losses
     return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, signal=signal)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from florence2ner.data.layouts.pairs import discover_samples, read_captions
 from florence2ner.data.loader import TrainLoader
@@ -18,7 +19,7 @@ from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.build import NOTHING, build_captioner
 from florence2ner.model.checkpoints.scratch import build_model
 from florence2ner.optim.optimizers import build_optimizer
-from florence2ner.optim.schedules import build_schedule
+from florence2ner.optim.schedules import Schedule
 from florence2ner.training.step import UpdateStep, token_losses
 from tests.benchmarks.machine import Machine, medians, take_turns
 
@@ -39,7 +40,7 @@ def measure() -> dict[str, float]:
     captioner = build_captioner(model, processor, device=accelerator.device, frozen=NOTHING).train()
     optimizer = build_optimizer(captioner, learning_rate=1e-4, weight_decay=0.01)
     prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
-    schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)
+    schedule = LambdaLR(optimizer, Schedule(shape="cosine", total_steps=10**6))
     step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=1.0)
 
     def bare() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -34,7 +35,7 @@ from florence2ner.model.build import Frozen, build_captioner
 from florence2ner.model.checkpoints.scratch import build_model
 from florence2ner.model.inputs import IGNORE_INDEX
 from florence2ner.optim.optimizers import build_optimizer
-from florence2ner.optim.schedules import build_schedule
+from florence2ner.optim.schedules import Schedule
 from florence2ner.training.context import Context
 from florence2ner.training.encode import fill_cache
 from florence2ner.training.step import UpdateStep, token_losses
@@ -143,7 +144,7 @@ class Ours(Contestant):
         self.captioner = build_captioner(self.model, self.processor, **how)
         optimizer = build_optimizer(self.captioner, learning_rate=RATE, weight_decay=DECAY)
         self.prepared, prepared_optimizer = self.accelerator.prepare(self.captioner, optimizer)
-        schedule = build_schedule(optimizer, warmup_steps=0, total_steps=10**6, restarts=1)
+        schedule = LambdaLR(optimizer, Schedule(shape="cosine", total_steps=10**6))
         parts = self.accelerator, self.prepared, prepared_optimizer, schedule, token_losses
         self.step = UpdateStep(*parts, clip_grad_norm=CLIP)
         self.plan = ShuffledOrder(self.samples, batch_size, ACCUMULATION, processes=1, seed=0)

@@ -29,6 +29,19 @@ def load(folder: Path, **flags: Any) -> TrainConfig:
         ({"weight_decay": -1}, "weight_decay: should be greater than or equal to 0, not -1"),
         ({"warmup_steps": -1}, "warmup_steps: should be greater than or equal to 0, not -1"),
         ({"restarts": 0}, "restarts: should be greater than or equal to 1, not 0"),
+        ({"restarts": 2, "lr_schedule": "rex"}, "restarts is for lr_schedule cosine, or leave it out"),
+        ({"restart_decay": 0.5}, "restart_decay is for several cycles: set restarts, or leave it out"),
+        ({"decay_ratio": 0.5}, "decay_ratio is for lr_schedule wsd, or leave it out"),
+        (
+            {"lr_schedule": "constant", "min_learning_rate": 1e-6},
+            "min_learning_rate is for a learning rate that goes down, or leave it out",
+        ),
+        ({"min_learning_rate": 1e-4}, "min_learning_rate 0.0001 is above learning_rate 1e-05"),
+        ({"warmup_ratio": 1}, "warmup_ratio: should be less than 1, not 1"),
+        (
+            {"warmup_ratio": 0.1, "warmup_steps": 50},
+            "warmup_steps and warmup_ratio both say how long the warmup is: leave out one of them",
+        ),
         ({"seed": 2**32}, "seed: should be less than 4294967296, not 4294967296"),
         (
             {"metric_for_best": "loss"},

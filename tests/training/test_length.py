@@ -37,13 +37,15 @@ def order_of(config: TrainConfig, images: int, processes: int = 1) -> ShuffledOr
         ({}, 9999, 50, None),
         ({"warmup_steps": 150}, 204, 150, None),
         ({"warmup_steps": 0}, 2, 0, None),
+        ({"warmup_ratio": 0.2}, 204, 40, None),
+        ({"warmup_ratio": 0.9}, 1, 0, None),
     ],
 )
 def test_a_warmup_that_nobody_asked_for_is_cut_to_a_tenth(
-    tmp_path: Path, given: dict[str, int], total: int, warmup: int, said: str | None
+    tmp_path: Path, given: dict[str, float], total: int, warmup: int, said: str | None
 ) -> None:
     config, note = settle_warmup(TrainConfig(dataset_path=tmp_path, **given), NEW, total)  # type: ignore[arg-type]
-    assert config.warmup_steps == warmup
+    assert (config.warmup_steps, config.warmup_ratio) == (warmup, None)
     assert note is None if said is None else said in (note or "")
 
 
@@ -60,15 +62,15 @@ def test_a_resumed_run_keeps_the_warmup_that_it_has(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(**changes: object) -> TrainConfig:
-        given = make_config(epochs=10, eval_steps=None, **changes)
-        return TrainConfig(**given.model_dump(exclude={"warmup_steps"}))
+        given = make_config(epochs=10, eval_steps=None)
+        return TrainConfig(**given.model_dump(exclude={"warmup_steps"}) | changes)
 
     train(run(max_steps=30))
     assert "warmup_steps is 3, a tenth of the run's 30 updates" in capsys.readouterr().err
     config = load_config(TrainConfig, {"max_steps": 31, "resume": "latest"}, run().run_dir / "config.yaml")
     assert config.warmup_steps == 3
     train(config)
-    train(run(max_steps=50, resume="latest"))
+    train(run(max_steps=50, warmup_ratio=0.5, resume="latest"))
     assert "warmup_steps" not in capsys.readouterr().err
     assert load_config(TrainConfig, {}, run().run_dir / "config.yaml").warmup_steps == 3
 
