@@ -1,7 +1,7 @@
 """The command line. The only file that uses Typer; it imports no torch, so that `--help` answers at once.
 
-The flags of train, eval, caption and inspect are made from the fields of their config models: name, type, default,
-help text and panel.
+The flags of train, schedule, eval, caption and inspect are made from the fields of their config models: name, type,
+default, help text and panel.
 """
 
 import inspect
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
-from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
+from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, ScheduleConfig, TrainConfig
 from florence2ner.display import Display, hide_lines_of_deepspeed
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
@@ -182,6 +182,14 @@ def _train(config: TrainConfig) -> None:
     from florence2ner.training.train import train
 
     train(config)
+
+
+@_command(ScheduleConfig, name="schedule")
+def _schedule(config: ScheduleConfig) -> None:
+    """Draw the learning rate that a run of train with these settings would have."""
+    from florence2ner.training.preview import draw_schedule
+
+    draw_schedule(config)
 
 
 @_command(EvalConfig, name="eval")

@@ -36,16 +36,21 @@ def temporary(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file under a temporary name and rename it, so that no reader sees a part of it.
+    """Write a UTF-8 text file, with line ends as they are; otherwise as `write_bytes`."""
+    write_bytes(path, text.encode())
 
-    A link stays one: its target is written. Line ends are written as they are. Makes the folder where it is missing.
-    Raises UserError where the folder can't be written to or the disk is full.
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that no reader sees a part of it.
+
+    A link stays one: its target is written. Makes the folder where it is missing. Raises UserError where the folder
+    can't be written to or the disk is full.
     """
     target = Path(os.path.realpath(path))
     unfinished = temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(text.encode())
+        unfinished.write_bytes(content)
         unfinished.replace(target)
     except OSError as error:
         with suppress(OSError):

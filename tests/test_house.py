@@ -19,7 +19,7 @@ from tests.guide_pages import PARTS, between, tree
 PACKAGE = ROOT / "florence2ner"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
-    **dict.fromkeys(("errors", "display", "metrics", "optim"), 0),
+    **dict.fromkeys(("errors", "display", "chart", "metrics", "optim"), 0),
     **dict.fromkeys(("files", "config", "model", "guide"), 1),
     **dict.fromkeys(("engine", "data", "outputs"), 2),
     **dict.fromkeys(("training", "evaluation", "captioning", "inspection"), 3),

@@ -1,4 +1,4 @@
-"""The settings of train, eval, caption and inspect: which groups of options each has, and checks across groups.
+"""The settings of train, schedule, eval, caption and inspect: which options each has, and checks across groups.
 
 Flags (`cli.py`), YAML keys and the guide's tables are all made from these models.
 """
@@ -20,6 +20,7 @@ from florence2ner.config.options import (
     SamplingOptions,
 )
 from florence2ner.config.train_options import (
+    ChartOptions,
     CheckpointOptions,
     DatasetOptions,
     EvaluationOptions,
@@ -69,6 +70,10 @@ class TrainConfig(
     def features_dir(self) -> Path:
         """The folder of the feature cache, where it is kept on the disk."""
         return self.feature_cache_dir or Path("~/.cache/florence2ner/features").expanduser()
+
+
+class ScheduleConfig(TrainConfig, ChartOptions):
+    """Settings of `florence2ner schedule`: those of `train`, and where the curve goes."""
 
 
 class EvalConfig(

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath
+from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 from florence2ner.metrics import MetricName
 from florence2ner.optim.schedules import Shape
@@ -239,6 +239,24 @@ class CheckpointOptions(Config):
         if "none" in value and len(value) > 1:
             raise ValueError("none can't be combined with other trackers")
         return tuple(dict.fromkeys(value))
+
+
+class ChartOptions(Config):
+    """The curve of the learning rate that `schedule` draws."""
+
+    panel: ClassVar[str] = "Curve"
+
+    png: UserPath | None = option(None, "File for the curve as a picture.")
+    processes: int = option(1, "Processes that the run will have.", ge=1)
+
+    @field_validator("png")
+    @classmethod
+    def _png_is_a_file(cls, value: Path | None) -> Path | None:
+        if value:
+            check_file(value, "schedule.png")
+            if value.suffix.lower() != ".png":
+                raise ValueError("must end in .png")
+        return value
 
 
 class TrainMachineOptions(MachineOptions):

@@ -1,12 +1,14 @@
 """How long a run is, how much of it is warmup, and a word of advice where it is too short to learn from."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.order import DataOrder, ShuffledOrder
 from florence2ner.errors import UserError
 from florence2ner.training.run_folder import Start
 
+Settings = TypeVar("Settings", bound=TrainConfig)
 _FEW_UPDATES, _ENOUGH_UPDATES = 100, 400  # in a run: below the first it is advised to make at least the second
 _SHORT_RUN_RATE = "5e-5"  # the learning rate for so many; 1e-5, for thousands of updates, would hardly move the weights
 
@@ -20,8 +22,8 @@ def check_warmup(config: TrainConfig, total_steps: int) -> None:
         )
 
 
-def settle_warmup(config: TrainConfig, start: Start, total_steps: int) -> tuple[TrainConfig, str | None]:
-    """The settings with the warmup that the run has, in updates: what was asked for, else that of a run to resume.
+def settle_warmup(config: Settings, total_steps: int, *, before: int | None = None) -> tuple[Settings, str | None]:
+    """The settings with the warmup that the run has, in updates: what was asked for, else `before`, if it is resumed.
 
     In a new run the default is cut to a tenth of the updates, since a longer warmup leaves little for learning; a line
     for the user says so.
@@ -29,14 +31,14 @@ def settle_warmup(config: TrainConfig, start: Start, total_steps: int) -> tuple[
     if "warmup_steps" in config.model_fields_set:
         return config, None
     ratio = config.warmup_ratio
-    if start.warmup_steps is not None:
-        steps = start.warmup_steps
+    if before is not None:
+        steps = before
     elif ratio is not None:
         steps = int(ratio * total_steps)
     else:
         steps = min(config.warmup_steps, total_steps // 10)
     settled = config.model_copy(update={"warmup_steps": steps, "warmup_ratio": None})
-    if start.checkpoint or ratio is not None or steps == config.warmup_steps:
+    if before is not None or ratio is not None or steps == config.warmup_steps:
         return settled, None
     return settled, (
         f"note: warmup_steps is {steps}, a tenth of the run's {total_steps} updates, instead of {config.warmup_steps}; "

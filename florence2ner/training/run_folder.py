@@ -82,7 +82,7 @@ def find_start(config: TrainConfig) -> Start:
     shards = find_shards(config)
     if checkpoint is not None:
         return _resume(config, checkpoint, shards)
-    split, found = _discover(config, shards)
+    split, found = discover_dataset(config, shards)
     model_name = find_model(config.model_name)
     notes = [*found.report(), *notes_at_start(found.samples, (*config.roots, *config.eval_roots))]
     if model_name != config.model_name:
@@ -91,8 +91,11 @@ def find_start(config: TrainConfig) -> Start:
     return Start(model_name=model_name, checkpoint=None, state=state, split=split, shards=shards, notes=notes)
 
 
-def _discover(config: TrainConfig, shards: Sequence[Shard]) -> tuple[Split, Discovery]:
-    """What is trained on and held out, and what was found: beside shards to train on, only what is held out."""
+def discover_dataset(config: TrainConfig, shards: Sequence[Shard]) -> tuple[Split, Discovery]:
+    """What is trained on and held out, and what was found: beside shards to train on, only what is held out.
+
+    Raises UserError for a dataset that can't be read.
+    """
     if not shards:
         if config.split_by_similarity is not None and config.eval_steps is not None:
             Display(is_main=launcher.is_main()).say("decoding every image once, to find near duplicates")

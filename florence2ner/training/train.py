@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Path:
             assert start.checkpoint is not None
             return start.checkpoint
         check_warmup(config, data.total_steps)
-        config, cut = settle_warmup(config, start, data.total_steps)
+        config, cut = settle_warmup(config, data.total_steps, before=start.warmup_steps)
         context = replace(context, config=config)
         filled = Filled() if data.stream else fill_cache(context, captioner, data.drawn(), stack)
         signals = StopSignals()

@@ -44,7 +44,7 @@ def order_of(config: TrainConfig, images: int, processes: int = 1) -> ShuffledOr
 def test_a_warmup_that_nobody_asked_for_is_cut_to_a_tenth(
     tmp_path: Path, given: dict[str, float], total: int, warmup: int, said: str | None
 ) -> None:
-    config, note = settle_warmup(TrainConfig(dataset_path=tmp_path, **given), NEW, total)  # type: ignore[arg-type]
+    config, note = settle_warmup(TrainConfig(dataset_path=tmp_path, **given), total)  # type: ignore[arg-type]
     assert (config.warmup_steps, config.warmup_ratio) == (warmup, None)
     assert note is None if said is None else said in (note or "")
 
