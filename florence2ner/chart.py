@@ -43,8 +43,12 @@ def as_picture(values: Sequence[float], *, title: str, top: str, width: int = 12
 
 
 def _levels(values: Sequence[float], columns: int, rows: int) -> list[int]:
-    """The height of the curve in each column, from 0 to `rows` - 1."""
-    top = max(values) or 1.0
-    last = len(values) - 1
-    at = [round(column * last / max(1, columns - 1)) for column in range(columns)]
-    return [round(values[index] / top * (rows - 1)) for index in at]
+    """The height of the curve in each column, from 0 to `rows` - 1; between two values it is a line."""
+    scale = (rows - 1) / (max(values) or 1.0)
+    levels = []
+    for column in range(columns):
+        place = column * (len(values) - 1) / max(1, columns - 1)
+        before = int(place)
+        after = min(before + 1, len(values) - 1)
+        levels.append(round(scale * (values[before] + (place - before) * (values[after] - values[before]))))
+    return levels

@@ -9,8 +9,10 @@ from florence2ner.engine.checkpoint import Retention, amend_checkpoint, save_che
 from florence2ner.engine.collectives import check_same_weights
 from florence2ner.engine.run_files import TrainState, checkpoint_step, list_checkpoints
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
+from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.streaming import furthest
 
@@ -18,12 +20,21 @@ from florence2ner.training.streaming import furthest
 class Checkpoints:
     """Writes the checkpoints of a run. `last` is the newest one, or None."""
 
-    def __init__(self, context: Context, captioner: Captioner, prepared: nn.Module, resumed_from: int | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        captioner: Captioner,
+        prepared: nn.Module,
+        card: ModelCard,
+        *,
+        resumed_from: int | None,
+    ) -> None:
         """`prepared` is the captioner as Accelerate wrapped it.
 
         The checkpoint of step `resumed_from` is never deleted.
         """
         self._context = context
+        self._card = card
         self._captioner = captioner
         self._prepared = prepared
         config = context.config
@@ -51,6 +62,7 @@ class Checkpoints:
             def export(directory: Path) -> None:
                 model, processor = self._captioner.model, self._captioner.processor
                 save_model(model, processor, directory, layout=config.export_layout, weights=weights)
+                write_text(directory / CARD_FILE, self._card.text(state))
 
             self.last = save_checkpoint(
                 accelerator,

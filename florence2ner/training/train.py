@@ -27,6 +27,7 @@ from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
+from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
@@ -99,7 +100,9 @@ def train(config: TrainConfig) -> Path:
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
         timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
-        checkpoints = Checkpoints(context, captioner, step.model, state.step if start.checkpoint else None)
+        card = _card(context, start, data, parameters)
+        resumed_from = state.step if start.checkpoint else None
+        checkpoints = Checkpoints(context, captioner, step.model, card, resumed_from=resumed_from)
         run = _Run(
             context=context,
             state=state,
@@ -107,7 +110,7 @@ def train(config: TrainConfig) -> Path:
             signals=signals,
             model=step.model,
             progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-            validation=Validation(context, state, timetable, captioner, samples.eval, filled.features),
+            validation=Validation(context, state, timetable, captioner, samples.eval, filled.features, card),
             checkpoints=checkpoints,
         )
         run.go(loader, step)
@@ -289,6 +292,16 @@ def _open_run(
         f"{data.total_steps} updates of {data.order.global_batch} images; "
         f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}; {config.run_dir}"
+    )
+
+
+def _card(context: Context, start: Start, data: TrainData, parameters: ParameterCount) -> ModelCard:
+    return ModelCard(
+        config=context.config,
+        base_model=start.first_model or start.model_name,
+        trained_on=_describe(data),
+        held_out=len(data.split.eval),
+        parameters=str(parameters),
     )
 
 

@@ -12,6 +12,7 @@ from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
 from florence2ner.metrics import is_better
 from florence2ner.model.captioner import Captioner
+from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.timetable import Timetable
 
@@ -30,6 +31,7 @@ class Validation:
         captioner: Captioner,
         samples: tuple[Sample, ...],
         features: FeatureSource | None,
+        card: ModelCard,
     ) -> None:
         self._context = context
         self._state = state
@@ -37,6 +39,7 @@ class Validation:
         self._captioner = captioner
         self._samples = samples
         self._features = features
+        self._card = card
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
         """Evaluate the loss on the held-out samples, and captions for the first `eval_batch_size` of them; log both.
@@ -69,6 +72,7 @@ class Validation:
         self._state.unreadable = sorted({*self._state.unreadable, *result.unreadable})
         accelerator.log(result.figures(), step=step)
         display.say(f"step {step}: eval loss {result.loss:.4f}, perplexity {result.perplexity:.3f}")
+        self._card.captions = [row.prediction for row in result.captions]
         for row in result.captions[:_SHOWN]:
             display.say(f"  truth      {row.reference}\n  prediction {row.prediction}")
         if accelerator.is_main_process and has_tables(accelerator):
