@@ -262,6 +262,19 @@ def _convert(
     convert(find_model(source), destination, layout=layout, dtype=dtype)
 
 
+@app.command("push")
+def _push(
+    directory: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run: its best checkpoint.")],
+    repo: Annotated[str, typer.Argument(help="Repository, such as somebody/my-florence-2; made where it is missing.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository for everybody to see.")] = False,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub, without the training state."""
+    from florence2ner.engine.hub import push
+
+    display = Display(is_main=True)
+    display.say(f"pushed to {push(directory, repo, public=public, say=display.say)}")
+
+
 @app.command("demo")
 def _demo(
     directory: Annotated[Path, typer.Argument(help="Folder for the pictures, the model and its captions.")] = Path(

@@ -1,5 +1,6 @@
 """The groups of options that only `train` has."""
 
+import re
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -10,6 +11,8 @@ from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 from florence2ner.metrics import MetricName
 from florence2ner.optim.schedules import Shape
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class FreezingOptions(Config):
@@ -225,6 +228,24 @@ class CheckpointOptions(Config):
         "none: nothing.",
     )
     wandb_project: str = option("florence2ner", "Weights & Biases project.")
+
+    push_to_hub: str | None = option(
+        None, "Repository on the Hugging Face hub, such as somebody/mine, to upload the best checkpoint to at the end."
+    )
+    hub_public: bool = option(False, "Where push_to_hub makes a repository, make it public.")
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _is_a_repository(cls, value: str | None) -> str | None:
+        if value is not None and not _REPOSITORY.fullmatch(value):
+            raise ValueError("must be a user and a name, such as somebody/my-florence-2")
+        return value
+
+    @model_validator(mode="after")
+    def _public_where_something_is_pushed(self) -> Self:
+        if self.hub_public and self.push_to_hub is None:
+            raise ValueError("hub_public does nothing alone: set push_to_hub")
+        return self
 
     @field_validator("run_name")
     @classmethod

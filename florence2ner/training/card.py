@@ -31,6 +31,8 @@ _PRIVATE = {
     "feature_cache_dir",
     "log_with",
     "wandb_project",
+    "push_to_hub",
+    "hub_public",
 }
 
 _NATIVE = """\

@@ -1,5 +1,6 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,12 +18,13 @@ from florence2ner.data.shards import labels
 from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
+from florence2ner.engine.hub import doubt_about_upload, push
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.run_files import TrainState, list_checkpoints
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import check_trackers, tracking
-from florence2ner.errors import Interrupted
+from florence2ner.errors import Interrupted, UserError
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
@@ -117,6 +119,7 @@ def train(config: TrainConfig) -> Path:
         run.progress.report_faults()
     assert checkpoints.last is not None
     context.display.say(f"done: {checkpoints.last}")
+    _push(context)
     return checkpoints.last
 
 
@@ -244,6 +247,8 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         display.say(note)
     if doubt := doubt_about(config.task_prompt):
         display.warn_once(doubt)
+    if config.push_to_hub and (no_upload := doubt_about_upload()):
+        display.warn_once(no_upload)
     if slow := precision_note(config.mixed_precision):
         display.say(f"note: {slow}")
     state = start.state
@@ -293,6 +298,20 @@ def _open_run(
         f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}; {config.run_dir}"
     )
+
+
+def _push(context: Context) -> None:
+    """Upload what the run has made, where that is asked for. A failure is only told: the run is over."""
+    config, display = context.config, context.display
+    if not config.push_to_hub or not context.accelerator.is_main_process:
+        return
+    try:
+        address = push(config.run_dir, config.push_to_hub, public=config.hub_public, say=display.say)
+    except UserError as error:
+        again = f"florence2ner push {shlex.quote(str(config.run_dir))} {config.push_to_hub}"
+        display.warn(f"{error}; push it later: {again}")
+    else:
+        display.say(f"pushed to {address}")
 
 
 def _card(context: Context, start: Start, data: TrainData, parameters: ParameterCount) -> ModelCard:
