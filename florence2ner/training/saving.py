@@ -11,6 +11,7 @@ from florence2ner.engine.run_files import TrainState, checkpoint_step, list_chec
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.context import Context
 from florence2ner.training.streaming import furthest
 
@@ -18,7 +19,15 @@ from florence2ner.training.streaming import furthest
 class Checkpoints:
     """Writes the checkpoints of a run. `last` is the newest one, or None."""
 
-    def __init__(self, context: Context, captioner: Captioner, prepared: nn.Module, resumed_from: int | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        captioner: Captioner,
+        prepared: nn.Module,
+        callbacks: Callbacks,
+        *,
+        resumed_from: int | None,
+    ) -> None:
         """`prepared` is the captioner as Accelerate wrapped it.
 
         The checkpoint of step `resumed_from` is never deleted.
@@ -26,6 +35,7 @@ class Checkpoints:
         self._context = context
         self._captioner = captioner
         self._prepared = prepared
+        self._callbacks = callbacks
         config = context.config
         spared = () if resumed_from is None else (resumed_from,)
         self._retention = Retention(config.save_total_limit, states=config.keep_states, spared=spared)
@@ -60,6 +70,7 @@ class Checkpoints:
                 retention=self._retention,
                 with_weights=config.export_layout != "native",
             )
+        self._callbacks.saved(state.step, self.last)
         return self.last
 
     def amend(self, state: TrainState) -> None:

@@ -1,20 +1,19 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 from torch import nn
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.batch import Window
+from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.data.captions import special_tokens_warning
 from florence2ner.data.order import DataOrder, ShuffledOrder
 from florence2ner.data.plan import build_order, count_updates, describe
 from florence2ner.data.shards import labels
-from florence2ner.display import Display
+from florence2ner.display import Bar, Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.loop import run_loop
@@ -27,10 +26,12 @@ from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
+from florence2ner.training.callbacks import Callback, Callbacks
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.progress import Progress
+from florence2ner.training.result import TrainResult, result_of
 from florence2ner.training.run_folder import (
     Start,
     check_same_run,
@@ -58,8 +59,8 @@ from florence2ner.training.validation import Validation
 
 
 @quiet_transformers()
-def train(config: TrainConfig) -> Path:
-    """Fine-tune a Florence-2 as `config` says, or resume a run. Returns the directory of the last checkpoint.
+def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Fine-tune a Florence-2 as `config` says, or resume a run. `callbacks` are told of updates, evaluations and saves.
 
     Every process must call this. Raises UserError for what the user can mend (no dataset, no model, a run folder that
     is in use, a full disk, a process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
@@ -80,7 +81,7 @@ def train(config: TrainConfig) -> Path:
         if reason := why_it_is_over(config, start, data.total_steps):
             context.display.say(reason)
             assert start.checkpoint is not None
-            return start.checkpoint
+            return result_of(context, start.state, start.checkpoint)
         check_warmup(config, data.total_steps)
         config, cut = settle_warmup(config, data.total_steps, before=start.warmup_steps)
         context = replace(context, config=config)
@@ -95,26 +96,17 @@ def train(config: TrainConfig) -> Path:
         if advice := advise(config, start, data.order, data.total_steps):
             context.display.say(advice)
 
-        state, samples = start.state, data.split
+        state = start.state
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
-        timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
-        checkpoints = Checkpoints(context, captioner, step.model, state.step if start.checkpoint else None)
-        run = _Run(
-            context=context,
-            state=state,
-            timetable=timetable,
-            signals=signals,
-            model=step.model,
-            progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-            validation=Validation(context, state, timetable, captioner, samples.eval, filled.features),
-            checkpoints=checkpoints,
-        )
+        told = Callbacks(context.accelerator, callbacks)
+        run = _assemble(context, start, captioner, data, step, filled.features, bar, signals, told)
         run.go(loader, step)
         run.progress.report_faults()
-    assert checkpoints.last is not None
-    context.display.say(f"done: {checkpoints.last}")
-    return checkpoints.last
+        last = run.checkpoints.last
+        assert last is not None
+        context.display.say(f"done: {last}")
+        return result_of(context, state, last)
 
 
 @dataclass(kw_only=True)
@@ -129,6 +121,7 @@ class _Run:
     progress: Progress
     validation: Validation
     checkpoints: Checkpoints
+    callbacks: Callbacks
 
     def go(self, loader: Iterable[Window], step: UpdateStep) -> None:
         """Evaluate before the first update, if that is asked for or still due, then run the loop.
@@ -155,13 +148,16 @@ class _Run:
         stop = None if self.timetable.is_last(step) else update.signal  # none matters then
         if self.timetable.is_log_due(step):
             self.progress.log()
+        asked = self.callbacks.updated(step, update)
         if self.timetable.is_evaluation_due(step):
             state.evaluation_due = True  # until it is done: if a signal prevents that, the resumed run starts with it
             if not stop:
                 self._evaluate()
                 self.model.train()
                 stop = None if self.timetable.is_last(step) else self.signals.agreed(self.context.accelerator)
-        over = self.timetable.is_last(step) or self._is_patience_over()
+        if asked:
+            self.context.display.say(f"a callback ends the run after update {step}")
+        over = self.timetable.is_last(step) or asked or self._is_patience_over()
         if over or stop or self.timetable.is_save_due(step):
             self.checkpoints.save(state)
         if stop and not over:
@@ -204,6 +200,35 @@ class _Run:
             f"{resume_command(self.context.config, last)}",
             signal=signal,
         )
+
+
+def _assemble(
+    context: Context,
+    start: Start,
+    captioner: Captioner,
+    data: TrainData,
+    step: UpdateStep,
+    features: FeatureSource | None,
+    bar: Bar,
+    signals: StopSignals,
+    callbacks: Callbacks,
+) -> _Run:
+    """Put together what is done after each update."""
+    config, state = context.config, start.state
+    timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
+    resumed_from = state.step if start.checkpoint else None
+    checkpoints = Checkpoints(context, captioner, step.model, callbacks, resumed_from=resumed_from)
+    return _Run(
+        context=context,
+        state=state,
+        timetable=timetable,
+        signals=signals,
+        model=step.model,
+        progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
+        validation=Validation(context, state, timetable, captioner, data.split.eval, features, callbacks),
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+    )
 
 
 def _join_processes(config: TrainConfig, start: Start) -> Context:
