@@ -222,3 +222,14 @@ def test_captions_that_are_too_long_may_be_cut_or_refused(
     assert data.note.startswith("2 captions")
     assert data.note.endswith("and are cut")
     assert [len(side) for side in (data.split.train, data.split.eval)] == [2, 2]
+
+
+def test_smoothed_labels_are_for_training_alone_and_resume_exactly(make_config: MakeConfig) -> None:
+    settings = {"epochs": 1, "eval_before_training": True, "save_steps": 2, "save_total_limit": None}
+    smoothed = settings | {"label_smoothing": 0.3, "keep_states": True}
+    plain = train(make_config(run_name="plain", **settings))
+    whole = train(make_config(run_name="whole", **smoothed))
+    assert whole.history[0]["eval/loss"] == plain.history[0]["eval/loss"], "figures compare"
+    assert abs(whole.history[1]["train/loss"] - plain.history[1]["train/loss"]) > 0.01
+    fork = train(make_config(run_name="fork", resume=str(whole.run_dir / "step-2"), **smoothed))
+    assert_same_bits(whole.checkpoint, fork.checkpoint)
