@@ -10,16 +10,23 @@ if TYPE_CHECKING:
     from florence2ner.captioning.caption import caption
     from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
     from florence2ner.errors import UserError
-    from florence2ner.evaluation.evaluate import evaluate
+    from florence2ner.evaluation.evaluate import Evaluation, evaluate
     from florence2ner.inspection.inspect import inspect_dataset
     from florence2ner.model.checkpoints.loading import load_model
+    from florence2ner.training.callbacks import Callback
+    from florence2ner.training.result import TrainResult
+    from florence2ner.training.step import Update
     from florence2ner.training.train import train
 
 __all__ = [
+    "Callback",
     "CaptionConfig",
     "EvalConfig",
+    "Evaluation",
     "InspectConfig",
     "TrainConfig",
+    "TrainResult",
+    "Update",
     "UserError",
     "caption",
     "evaluate",
@@ -29,10 +36,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Callback": "training.callbacks",
     "CaptionConfig": "config.commands",
     "EvalConfig": "config.commands",
+    "Evaluation": "evaluation.evaluate",
     "InspectConfig": "config.commands",
     "TrainConfig": "config.commands",
+    "TrainResult": "training.result",
+    "Update": "training.step",
     "UserError": "errors",
     "caption": "captioning.caption",
     "evaluate": "evaluation.evaluate",

@@ -73,7 +73,7 @@ def demo(directory: Path) -> None:
             log_every=10,
             log_with=("jsonl",),
         )
-    )
+    ).checkpoint
     results = directory / "results.json"
     generation = {"model_name": str(checkpoint), "max_new_tokens": 32, "batch_size": 64}
     result = evaluate(EvalConfig(dataset_path=photos / "eval", output=results, show=0, **generation))

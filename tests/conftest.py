@@ -90,7 +90,7 @@ def trained_model(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_m
         epochs=99,
         **settings,
     )
-    return train(config)
+    return train(config).checkpoint
 
 
 @pytest.fixture(scope="session")

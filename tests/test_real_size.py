@@ -36,7 +36,7 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         log_with=("jsonl",),
         **generation,
     )
-    checkpoint = train(config)
+    checkpoint = train(config).checkpoint
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 1

@@ -128,6 +128,12 @@ def rewind_metrics(run_dir: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
+def read_metrics(run_dir: Path) -> tuple[dict[str, float], ...]:
+    """The lines of metrics.jsonl; nothing where there is no such file."""
+    path = run_dir / METRICS_FILE
+    return tuple(map(json.loads, path.read_text(encoding="utf-8").splitlines())) if path.exists() else ()
+
+
 @contextmanager
 def tracking(
     accelerator: Accelerator,

@@ -21,6 +21,8 @@ class Captioner(nn.Module):
     `forward` computes the loss, so that DDP and autocast cover all of the computation.
     """
 
+    label_smoothing: float = 0.0  # share of each label that is spread over the vocabulary, in training mode only
+
     def __init__(self, model: Florence2ForConditionalGeneration, processor: Florence2Processor) -> None:
         super().__init__()
         self.model = model
@@ -64,6 +66,8 @@ class Captioner(nn.Module):
     def forward(self, images: Images, text: Text) -> Tensor:
         """Cross-entropy of each label token in nats, (B, L) float32; 0 where the label is IGNORE_INDEX.
 
+        In training mode it is that of smoothed labels, as torch's `cross_entropy` defines them.
+
         Logits are computed only at positions with a label, to save memory and time. Nothing is averaged here: only the
         caller knows the number of label tokens of the whole update.
         """
@@ -75,7 +79,9 @@ class Captioner(nn.Module):
             use_cache=False,
         ).last_hidden_state
         logits = self.model.lm_head(hidden.flatten(0, 1)[text.label_positions])  # (T, vocabulary)
-        losses = F.cross_entropy(logits.float(), labels.flatten()[text.label_positions], reduction="none")
+        smoothing = self.label_smoothing if self.training else 0.0
+        targets = labels.flatten()[text.label_positions]
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
         row, column = text.label_positions // labels.shape[1], text.label_positions % labels.shape[1]
         return losses.new_zeros(labels.shape).index_put((row, column), losses)
 

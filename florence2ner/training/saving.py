@@ -1,5 +1,6 @@
 """Saves the checkpoints of a run: decides what they contain; `engine/checkpoint.py` writes them."""
 
+import shlex
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -7,11 +8,14 @@ from torch import nn
 
 from florence2ner.engine.checkpoint import Retention, amend_checkpoint, save_checkpoint
 from florence2ner.engine.collectives import check_same_weights
+from florence2ner.engine.hub import push
 from florence2ner.engine.run_files import TrainState, checkpoint_step, list_checkpoints
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
+from florence2ner.errors import UserError
 from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.streaming import furthest
@@ -26,6 +30,7 @@ class Checkpoints:
         captioner: Captioner,
         prepared: nn.Module,
         card: ModelCard,
+        callbacks: Callbacks,
         *,
         resumed_from: int | None,
     ) -> None:
@@ -37,6 +42,7 @@ class Checkpoints:
         self._card = card
         self._captioner = captioner
         self._prepared = prepared
+        self._callbacks = callbacks
         config = context.config
         spared = () if resumed_from is None else (resumed_from,)
         self._retention = Retention(config.save_total_limit, states=config.keep_states, spared=spared)
@@ -72,6 +78,7 @@ class Checkpoints:
                 retention=self._retention,
                 with_weights=config.export_layout != "native",
             )
+        self._callbacks.saved(state.step, self.last)
         return self.last
 
     def amend(self, state: TrainState) -> None:
@@ -83,3 +90,17 @@ class Checkpoints:
             amend_checkpoint(self._context.accelerator, self.last, state)
         else:
             self.save(state)
+
+
+def push_best(context: Context) -> None:
+    """Upload what the run has made, where that is asked for. A failure is only told: the run is over."""
+    config, display = context.config, context.display
+    if not config.push_to_hub or not context.accelerator.is_main_process:
+        return
+    try:
+        address = push(config.run_dir, config.push_to_hub, public=config.hub_public, say=display.say)
+    except UserError as error:
+        again = f"florence2ner push {shlex.quote(str(config.run_dir))} {config.push_to_hub}"
+        display.warn(f"{error}; push it later: {again}")
+    else:
+        display.say(f"pushed to {address}")

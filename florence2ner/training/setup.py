@@ -50,6 +50,7 @@ def build_model(context: Context, start: Start) -> Captioner:
         # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
         channels_last=not uses_deepspeed(accelerator) and (config.freeze_vision or not is_sharded(accelerator)),
     )
+    captioner.label_smoothing = config.label_smoothing
     if config.export_layout == "original":
         check_original(captioner.model, captioner.processor)
     return captioner

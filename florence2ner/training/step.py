@@ -30,6 +30,11 @@ class Update:
     skipped: bool = False  # weights and optimizer are as they were
     suspects: tuple[str, ...] = ()  # images that may have caused this; () where fp16's loss scale was merely too large
 
+    @property
+    def loss(self) -> float:
+        """The mean over the label tokens, in nats; NaN where there are none."""
+        return self.loss_sum / self.tokens if self.tokens else math.nan
+
 
 class UpdateStep:
     """Does one optimizer update per window: forward and backward of each micro-batch, clip, step, schedule, zero.

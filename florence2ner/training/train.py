@@ -1,39 +1,39 @@
 """The train command: puts the parts of a training run together and runs its loop."""
 
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 from torch import nn
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.data.batch import Window
+from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.data.captions import special_tokens_warning
 from florence2ner.data.order import DataOrder, ShuffledOrder
 from florence2ner.data.plan import build_order, count_updates, describe
 from florence2ner.data.shards import labels
-from florence2ner.display import Display
+from florence2ner.display import Bar, Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
-from florence2ner.engine.hub import doubt_about_upload, push
+from florence2ner.engine.hub import doubt_about_upload
 from florence2ner.engine.loop import run_loop
 from florence2ner.engine.run_files import TrainState, list_checkpoints
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import check_trackers, tracking
-from florence2ner.errors import Interrupted, UserError
+from florence2ner.errors import Interrupted
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
+from florence2ner.training.callbacks import Callback, Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.progress import Progress
+from florence2ner.training.result import TrainResult, result_of
 from florence2ner.training.run_folder import (
     Start,
     check_same_run,
@@ -45,7 +45,7 @@ from florence2ner.training.run_folder import (
     resume_command,
     why_it_is_over,
 )
-from florence2ner.training.saving import Checkpoints
+from florence2ner.training.saving import Checkpoints, push_best
 from florence2ner.training.setup import (
     TrainData,
     build_data,
@@ -61,8 +61,8 @@ from florence2ner.training.validation import Validation
 
 
 @quiet_transformers()
-def train(config: TrainConfig) -> Path:
-    """Fine-tune a Florence-2 as `config` says, or resume a run. Returns the directory of the last checkpoint.
+def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Fine-tune a Florence-2 as `config` says, or resume a run. `callbacks` are told of updates, evaluations and saves.
 
     Every process must call this. Raises UserError for what the user can mend (no dataset, no model, a run folder that
     is in use, a full disk, a process that was lost), and Interrupted after SIGINT or SIGTERM, once everything is saved.
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> Path:
         if reason := why_it_is_over(config, start, data.total_steps):
             context.display.say(reason)
             assert start.checkpoint is not None
-            return start.checkpoint
+            return result_of(context, start.state, start.checkpoint)
         check_warmup(config, data.total_steps)
         config, cut = settle_warmup(config, data.total_steps, before=start.warmup_steps)
         context = replace(context, config=config)
@@ -98,29 +98,20 @@ def train(config: TrainConfig) -> Path:
         if advice := advise(config, start, data.order, data.total_steps):
             context.display.say(advice)
 
-        state, samples = start.state, data.split
+        state = start.state
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
-        timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
+        told = Callbacks(context.accelerator, callbacks)
         card = _card(context, start, data, parameters)
-        resumed_from = state.step if start.checkpoint else None
-        checkpoints = Checkpoints(context, captioner, step.model, card, resumed_from=resumed_from)
-        run = _Run(
-            context=context,
-            state=state,
-            timetable=timetable,
-            signals=signals,
-            model=step.model,
-            progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-            validation=Validation(context, state, timetable, captioner, samples.eval, filled.features, card),
-            checkpoints=checkpoints,
-        )
+        run = _assemble(context, start, captioner, data, step, filled.features, bar, signals, card, told)
         run.go(loader, step)
         run.progress.report_faults()
-    assert checkpoints.last is not None
-    context.display.say(f"done: {checkpoints.last}")
-    _push(context)
-    return checkpoints.last
+        last = run.checkpoints.last
+        assert last is not None
+        context.display.say(f"done: {last}")
+        result = result_of(context, state, last)
+    push_best(context)
+    return result
 
 
 @dataclass(kw_only=True)
@@ -135,6 +126,7 @@ class _Run:
     progress: Progress
     validation: Validation
     checkpoints: Checkpoints
+    callbacks: Callbacks
 
     def go(self, loader: Iterable[Window], step: UpdateStep) -> None:
         """Evaluate before the first update, if that is asked for or still due, then run the loop.
@@ -161,13 +153,16 @@ class _Run:
         stop = None if self.timetable.is_last(step) else update.signal  # none matters then
         if self.timetable.is_log_due(step):
             self.progress.log()
+        asked = self.callbacks.updated(step, update)
         if self.timetable.is_evaluation_due(step):
             state.evaluation_due = True  # until it is done: if a signal prevents that, the resumed run starts with it
             if not stop:
                 self._evaluate()
                 self.model.train()
                 stop = None if self.timetable.is_last(step) else self.signals.agreed(self.context.accelerator)
-        over = self.timetable.is_last(step) or self._is_patience_over()
+        if asked:
+            self.context.display.say(f"a callback ends the run after update {step}")
+        over = self.timetable.is_last(step) or asked or self._is_patience_over()
         if over or stop or self.timetable.is_save_due(step):
             self.checkpoints.save(state)
         if stop and not over:
@@ -210,6 +205,36 @@ class _Run:
             f"{resume_command(self.context.config, last)}",
             signal=signal,
         )
+
+
+def _assemble(
+    context: Context,
+    start: Start,
+    captioner: Captioner,
+    data: TrainData,
+    step: UpdateStep,
+    features: FeatureSource | None,
+    bar: Bar,
+    signals: StopSignals,
+    card: ModelCard,
+    callbacks: Callbacks,
+) -> _Run:
+    """Put together what is done after each update."""
+    config, state = context.config, start.state
+    timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
+    resumed_from = state.step if start.checkpoint else None
+    checkpoints = Checkpoints(context, captioner, step.model, card, callbacks, resumed_from=resumed_from)
+    return _Run(
+        context=context,
+        state=state,
+        timetable=timetable,
+        signals=signals,
+        model=step.model,
+        progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
+        validation=Validation(context, state, timetable, captioner, data.split.eval, features, card, callbacks),
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+    )
 
 
 def _join_processes(config: TrainConfig, start: Start) -> Context:
@@ -298,20 +323,6 @@ def _open_run(
         f"{accelerator.num_processes} x {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}; {config.run_dir}"
     )
-
-
-def _push(context: Context) -> None:
-    """Upload what the run has made, where that is asked for. A failure is only told: the run is over."""
-    config, display = context.config, context.display
-    if not config.push_to_hub or not context.accelerator.is_main_process:
-        return
-    try:
-        address = push(config.run_dir, config.push_to_hub, public=config.hub_public, say=display.say)
-    except UserError as error:
-        again = f"florence2ner push {shlex.quote(str(config.run_dir))} {config.push_to_hub}"
-        display.warn(f"{error}; push it later: {again}")
-    else:
-        display.say(f"pushed to {address}")
 
 
 def _card(context: Context, start: Start, data: TrainData, parameters: ParameterCount) -> ModelCard:

@@ -12,6 +12,7 @@ from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
 from florence2ner.metrics import is_better
 from florence2ner.model.captioner import Captioner
+from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.timetable import Timetable
@@ -32,6 +33,7 @@ class Validation:
         samples: tuple[Sample, ...],
         features: FeatureSource | None,
         card: ModelCard,
+        callbacks: Callbacks,
     ) -> None:
         self._context = context
         self._state = state
@@ -40,6 +42,7 @@ class Validation:
         self._samples = samples
         self._features = features
         self._card = card
+        self._callbacks = callbacks
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
         """Evaluate the loss on the held-out samples, and captions for the first `eval_batch_size` of them; log both.
@@ -80,6 +83,7 @@ class Validation:
         value = result.figures().get(config.metric_for_best)
         if step and value is not None:
             self._note_best(value)
+        self._callbacks.evaluated(step, result)
 
     def is_patience_over(self) -> bool:
         """Whether the run is to end early: the last `early_stopping_patience` evaluations brought nothing better."""

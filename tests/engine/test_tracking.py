@@ -56,14 +56,14 @@ def test_wandb_stages_its_tables_in_the_run_folder(
 def test_a_tracker_that_fails_is_told_once_and_changes_nothing(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    plain = train(make_config(max_steps=3, run_name="plain"))
+    plain = train(make_config(max_steps=3, run_name="plain")).checkpoint
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the service\nis down")
 
     monkeypatch.setattr(TensorBoardTracker, method, fail)
     config = make_config(max_steps=3, run_name="watched", log_with=("tensorboard",))
-    watched = train(config)
+    watched = train(config).checkpoint
     said = capsys.readouterr().err
     assert said.count("the service is down") == said.count("tensorboard failed") == 1
     assert "warning: tensorboard failed, training goes on without what it missed: the service is down" in said

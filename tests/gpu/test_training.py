@@ -38,7 +38,7 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, precisio
     whole = make_config(run_name="whole", **settings)
     train(whole)
     fork = make_config(run_name="fork", resume=str(whole.run_dir / "step-3"), **settings)
-    ours, theirs = weights(train(fork)), weights(whole.run_dir / "step-6")
+    ours, theirs = weights(train(fork).checkpoint), weights(whole.run_dir / "step-6")
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     losses = logged(whole.run_dir, "train/loss")
     assert logged(fork.run_dir, "train/loss") == {step: loss for step, loss in losses.items() if step > 3}

@@ -13,7 +13,7 @@ from tests.conftest import MakeConfig
 @pytest.mark.parametrize("part", ["vision", "language", "other"])
 def test_a_frozen_part_stays_and_the_rest_learns(make_config: MakeConfig, tiny_model: Path, part: str) -> None:
     frozen = {"freeze_vision": False} | {f"freeze_{part}": True}
-    last = train(make_config(max_steps=2, eval_steps=None, save_steps=None, **frozen))
+    last = train(make_config(max_steps=2, eval_steps=None, save_steps=None, **frozen)).checkpoint
     before, after = load_file(tiny_model / "model.safetensors"), load_file(last / "model.safetensors")
     owner = {
         "vision": "model.vision_tower.",
@@ -28,7 +28,7 @@ def test_a_frozen_part_stays_and_the_rest_learns(make_config: MakeConfig, tiny_m
 
 def test_gradient_checkpointing_changes_nothing_but_memory(make_config: MakeConfig) -> None:
     settings = {"max_steps": 2, "eval_steps": None, "save_steps": None, "freeze_vision": False}
-    with_ = train(make_config(run_name="with", gradient_checkpointing=True, **settings))
-    without = train(make_config(run_name="without", gradient_checkpointing=False, **settings))
+    with_ = train(make_config(run_name="with", gradient_checkpointing=True, **settings)).checkpoint
+    without = train(make_config(run_name="without", gradient_checkpointing=False, **settings)).checkpoint
     first, second = load_file(with_ / "model.safetensors"), load_file(without / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)

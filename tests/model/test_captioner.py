@@ -1,12 +1,13 @@
-"""The loss of given captions: what is padded changes nothing."""
+"""The loss of given captions: what is padded changes nothing, and smoothed labels are torch's."""
 
 import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from florence2ner.model.build import build_captioner
-from florence2ner.model.inputs import Pixels, Text
+from florence2ner.model.build import NOTHING, build_captioner
+from florence2ner.model.inputs import IGNORE_INDEX, Embeddings, Pixels, Text
 
 
 def test_padding_of_a_prompt_changes_no_loss(built_model: tuple[Any, Any]) -> None:
@@ -24,3 +25,31 @@ def test_padding_of_a_prompt_changes_no_loss(built_model: tuple[Any, Any]) -> No
         blind = captioner(images, Text(padded, None, labels, positions))
     torch.testing.assert_close(alone, beside)
     assert not torch.allclose(alone, blind)
+
+
+def test_smoothed_labels_are_torchs_in_training_and_plain_ones_in_evaluation(built_model: tuple[Any, Any]) -> None:
+    model, processor = built_model
+    captioner = build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"), frozen=NOTHING)
+    images = Embeddings(torch.randn(2, 17, model.config.text_config.d_model))
+    ids = torch.tensor([[processor.image_token_id] * 17 + [5, 6, 2]]).expand(2, -1)
+    labels = torch.tensor([[0, 7, 8, 9, 2], [0, 7, 2, IGNORE_INDEX, IGNORE_INDEX]])
+    text = Text(ids, None, labels, (labels.flatten() != IGNORE_INDEX).nonzero()[:, 0])
+    hidden = captioner.model.model(
+        inputs_embeds=captioner.merge(images, ids),
+        decoder_input_ids=torch.tensor([[2, 0, 7, 8, 9], [2, 0, 7, 2, 1]]),
+    ).last_hidden_state
+    logits = captioner.model.lm_head(hidden).flatten(0, 1)
+
+    def expected(smoothing: float) -> torch.Tensor:
+        return F.cross_entropy(logits, labels.flatten(), reduction="none", label_smoothing=smoothing).view(2, 5)
+
+    head = captioner.model.lm_head.weight
+    captioner.label_smoothing = 0.2
+    for mode, smoothing in ((True, 0.2), (False, 0.0)):
+        losses = captioner.train(mode)(images, text)
+        torch.testing.assert_close(losses, expected(smoothing))
+        gradients = [
+            torch.autograd.grad(loss.sum(), head, retain_graph=True)[0] for loss in (losses, expected(smoothing))
+        ]
+        torch.testing.assert_close(*gradients)
+    assert (expected(0.2) - expected(0.0)).abs().max() > 0.01

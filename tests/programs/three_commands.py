@@ -12,7 +12,7 @@ from florence2ner.engine.collectives import destroy_process_group
 
 
 def main(config: TrainConfig, results: Path, images: Path) -> None:
-    checkpoint = train(config)
+    checkpoint = train(config).checkpoint
     common = {"model_name": str(checkpoint), "num_beams": 1, "max_new_tokens": 4, "batch_size": 2}
     evaluate(EvalConfig(dataset_path=config.dataset_path, output=results, **common))
     caption(CaptionConfig(paths=(images,), **common))

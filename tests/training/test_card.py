@@ -19,7 +19,7 @@ from tests.conftest import MakeConfig
 
 @pytest.fixture
 def checkpoint(make_config: MakeConfig) -> Path:
-    return train(make_config(max_steps=4, eval_steps=2, save_steps=2, eval_split_count=4, epochs=9))
+    return train(make_config(max_steps=4, eval_steps=2, save_steps=2, eval_split_count=4, epochs=9)).checkpoint
 
 
 def test_it_says_what_the_run_logged_and_nothing_of_where(checkpoint: Path, tmp_path: Path, shapes: Path) -> None:

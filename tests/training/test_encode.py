@@ -48,8 +48,8 @@ def test_training_gives_the_weights_of_a_run_without_the_cache(
     make_config: MakeConfig, tiny_model: Path, dtype: str, tolerance: float, freeze_other: bool
 ) -> None:
     common = {"epochs": 2, "freeze_other": freeze_other, "gradient_checkpointing": False, "learning_rate": 1e-4}
-    plain = weights(train(make_config(run_name="plain", feature_cache="off", **common)))
-    cached = weights(train(make_config(run_name="cached", feature_cache_dtype=dtype, **common)))
+    plain = weights(train(make_config(run_name="plain", feature_cache="off", **common)).checkpoint)
+    cached = weights(train(make_config(run_name="cached", feature_cache_dtype=dtype, **common)).checkpoint)
     start = weights(tiny_model)
     assert plain.keys() == cached.keys() == start.keys(), "the tower is in every checkpoint"
     assert all(torch.equal(cached[name], start[name]) for name in start if "vision_tower" in name)
@@ -80,10 +80,10 @@ def test_nothing_is_cached_where_the_tower_learns(make_config: MakeConfig, encod
 
 def test_beyond_its_limit_it_computes_on_the_fly(make_config: MakeConfig, encoded: list[int], tiny_model: Path) -> None:
     common = {"gradient_checkpointing": False, "encode_batch_size": 4, "feature_cache_dtype": "fp32", "epochs": 2}
-    full = weights(train(make_config(run_name="full", **common)))
+    full = weights(train(make_config(run_name="full", **common)).checkpoint)
     encoded.clear()
     room = 50_000 / 10**9  # for one batch of four, of about 9 kB each
-    cut = train(make_config(run_name="cut", feature_cache_max_gb=room, feature_cache="memory", **common))
+    cut = train(make_config(run_name="cut", feature_cache_max_gb=room, feature_cache="memory", **common)).checkpoint
     first = {f"000{number}.png" for number in range(4)}
     split = json.loads((cut.parent / "split.json").read_text())
     others = [len(set(split[part]) - first) for part in ("train", "eval")]
@@ -94,12 +94,12 @@ def test_beyond_its_limit_it_computes_on_the_fly(make_config: MakeConfig, encode
 def test_a_resumed_run_sees_the_same_features(make_config: MakeConfig) -> None:
     for memory in ("disk", "memory"):
         common = {"epochs": 2, "feature_cache": memory, "save_steps": 2, "save_total_limit": None, "keep_states": True}
-        whole = train(make_config(run_name=f"whole-{memory}", **common))
+        whole = train(make_config(run_name=f"whole-{memory}", **common)).checkpoint
         config = make_config(run_name=f"stopped-{memory}", **common)
         train(config)
         for checkpoint in list_checkpoints(config.run_dir)[1:]:
             shutil.rmtree(checkpoint)
-        resumed = train(make_config(run_name=f"stopped-{memory}", resume="latest", **common))
+        resumed = train(make_config(run_name=f"stopped-{memory}", resume="latest", **common)).checkpoint
         one, other = weights(whole), weights(resumed)
         assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -36,7 +36,7 @@ def test_numbers_that_are_none_are_skipped_and_named(
     common = {"model_name": str(model), "dataset_path": data, "eval_steps": None, "gradient_accumulation_steps": 1}
 
     config = make_config(**common, run_name="skipped", train_batch_size=2, epochs=2)
-    last = train(config)
+    last = train(config).checkpoint
     skipped = [line for line in capsys.readouterr().err.splitlines() if line.endswith("it is skipped")]
     assert len(skipped) == 2
     assert all("0003.png" in line for line in skipped)

@@ -61,7 +61,7 @@ def signal_at(run_dir: Path, checkpoint: str, number: signal.Signals) -> threadi
 def test_a_run_stopped_twice_equals_one_that_was_never_stopped(
     make_config: MakeConfig, settings: dict[str, object]
 ) -> None:
-    whole = train(make_config(run_name="whole", **settings))
+    whole = train(make_config(run_name="whole", **settings)).checkpoint
     config = make_config(run_name="stopped", **settings)
     stops = []
     for checkpoint, number in (("step-2", signal.SIGTERM), ("step-6", signal.SIGINT)):
@@ -73,7 +73,7 @@ def test_a_run_stopped_twice_equals_one_that_was_never_stopped(
         stops.append(list_checkpoints(config.run_dir)[-1].name)
         config = make_config(run_name="stopped", resume="latest", **settings)
     assert stops[0] != stops[1]
-    resumed = train(config)
+    resumed = train(config).checkpoint
     assert (whole.name, resumed.name) == ("step-9", "step-9")
     assert_same_bits(whole, resumed)
     assert history(whole.parent) == history(resumed.parent)
@@ -83,12 +83,12 @@ def test_a_run_stopped_twice_equals_one_that_was_never_stopped(
 def test_resuming_from_a_path_forks_a_run_that_keeps_its_origin(
     make_config: MakeConfig, settings: dict[str, object]
 ) -> None:
-    whole = train(make_config(run_name="whole", **settings, keep_states=True))
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    whole = train(make_config(run_name="whole", **settings, keep_states=True)).checkpoint
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings)).checkpoint
     assert_same_bits(whole, fork)
     with pytest.raises(UserError, match=r"already has checkpoints: add --resume latest"):
         train(make_config(run_name="whole", resume=str(whole.parent / "step-8"), **settings))
-    again = train(make_config(run_name="whole", resume="latest", **settings))
+    again = train(make_config(run_name="whole", resume="latest", **settings)).checkpoint
     assert again == whole.resolve(), "a run that has all its updates is left as it is"
 
 
@@ -104,26 +104,26 @@ def test_a_run_with_several_captions_per_image_resumes_exactly(
         (photos / f"{number:04d}.txt").write_text(f"{caption}a shape\n" + "something red\n" * (number % 2))
     settings = {"dataset_path": photos, "caption_lines": lines, "epochs": 4, "eval_steps": None, "save_steps": 2}
     settings["save_total_limit"] = None
-    whole = train(make_config(run_name="whole", keep_states=True, **settings))
+    whole = train(make_config(run_name="whole", keep_states=True, **settings)).checkpoint
     said = "20 captions of 8 images" if lines == "each" else "8 images"
     assert f"%) on {said}, 0 held out" in capsys.readouterr().err
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings)).checkpoint
     assert fork.name == whole.name
     assert_same_bits(whole, fork)
-    first = train(make_config(run_name="first", **settings | {"caption_lines": "first"}))
+    first = train(make_config(run_name="first", **settings | {"caption_lines": "first"})).checkpoint
     ours, theirs = weights(first), weights(whole)
     assert any(not ours[name].equal(theirs[name]) for name in ours)
 
 
 def test_the_original_layout_resumes_exactly_too(make_config: MakeConfig, settings: dict[str, object]) -> None:
     settings |= {"export_layout": "original", "keep_states": True, "eval_steps": None}
-    whole = train(make_config(run_name="whole", **settings))
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    whole = train(make_config(run_name="whole", **settings)).checkpoint
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings)).checkpoint
     assert_same_bits(whole, fork)
 
 
 def test_resume_latest_without_a_checkpoint_is_a_start(make_config: MakeConfig) -> None:
-    assert train(make_config(max_steps=1, eval_steps=None, resume="latest")).name == "step-1"
+    assert train(make_config(max_steps=1, eval_steps=None, resume="latest")).checkpoint.name == "step-1"
 
 
 def test_a_resume_that_would_change_the_data_order_is_refused(
@@ -289,12 +289,12 @@ def test_an_image_that_was_never_readable_may_be_gone_later(
         shutil.copytree(shapes, photos, dirs_exist_ok=True)
         (photos / "0003.png").write_bytes(b"broken")
         run = partial(make_config, dataset_path=photos, run_name=name, epochs=3, **settings)
-        stopped = train(run(max_steps=3))
+        stopped = train(run(max_steps=3)).checkpoint
         assert load_train_state(stopped).unreadable == ["0003.png"]
         if name == "gone":
             (photos / "0003.png").unlink()
             (photos / "0003.txt").unlink()
-        ends[name] = train(run(max_steps=5, resume="latest"))
+        ends[name] = train(run(max_steps=5, resume="latest")).checkpoint
     assert_same_bits(ends["kept"], ends["gone"])
 
 
@@ -414,7 +414,7 @@ def test_the_precision_that_auto_comes_to_is_what_a_resume_compares(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # `auto` comes to this now
     with pytest.raises(UserError, match=r"the run has precision no, this command bf16"):
         train(make_config(**again))
-    assert train(make_config(**again, mixed_precision="no")).name == "step-2"
+    assert train(make_config(**again, mixed_precision="no")).checkpoint.name == "step-2"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ def test_a_checkpoint_holds_all_weights_in_full_though_frozen_ones_are_cast_in_t
     make_config: MakeConfig, tiny_model: Path, frozen: str, cache: str
 ) -> None:
     settings = {"freeze_vision": frozen == "vision", "freeze_language": frozen == "language"}
-    last = train(make_config(max_steps=2, mixed_precision="bf16", **PLAIN | {"feature_cache": cache} | settings))
+    last = train(
+        make_config(max_steps=2, mixed_precision="bf16", **PLAIN | {"feature_cache": cache} | settings)
+    ).checkpoint
     before, after = weights(tiny_model), weights(last)
     assert before.keys() == after.keys()
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
@@ -38,7 +40,7 @@ def test_the_step_that_was_resumed_from_is_never_deleted(make_config: MakeConfig
     config = make_config(max_steps=2, **settings)
     train(config)
     assert [path.name for path in list_checkpoints(config.run_dir)] == ["step-2"]
-    last = train(make_config(max_steps=5, resume="latest", **settings))
+    last = train(make_config(max_steps=5, resume="latest", **settings)).checkpoint
     assert [path.name for path in list_checkpoints(config.run_dir)] == ["step-2", "step-5"]
     assert last.name == "step-5"
     assert (config.run_dir / "latest").resolve() == last.resolve()
@@ -50,7 +52,7 @@ def test_the_step_that_was_resumed_from_is_never_deleted(make_config: MakeConfig
 def test_the_weights_are_written_once_where_the_layout_holds_them_to_the_bit(
     make_config: MakeConfig, layout: str
 ) -> None:
-    last = train(make_config(max_steps=1, export_layout=layout, **PLAIN))
+    last = train(make_config(max_steps=1, export_layout=layout, **PLAIN)).checkpoint
     assert bool(list((last / "state").glob("model*.safetensors"))) == (layout == "original")
     assert load_model(last)[0].config.model_type == "florence2"
 

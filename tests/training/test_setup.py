@@ -136,9 +136,9 @@ def test_a_resumed_run_has_the_rate_and_the_decay_of_the_command_and_the_moments
     make_config: MakeConfig,
 ) -> None:
     plain = {"eval_steps": None, "save_steps": None, "keep_states": True}
-    first = train(make_config(max_steps=2, learning_rate=1e-3, weight_decay=0.5, **plain))
+    first = train(make_config(max_steps=2, learning_rate=1e-3, weight_decay=0.5, **plain)).checkpoint
     config = make_config(max_steps=4, learning_rate=5e-4, weight_decay=0.25, resume="latest", **plain)
-    last = train(config)
+    last = train(config).checkpoint
 
     def state(checkpoint: Path) -> dict[str, dict]:
         return torch.load(checkpoint / "state" / "optimizer.bin", weights_only=True)
@@ -167,12 +167,12 @@ def test_several_roots_with_weights_and_repeats_train_and_resume_exactly(
     config = make_config(run_name="whole", keep_states=True, **settings)
     data = build_order(config, find_start(config).split.train, processes=1)
     assert data.epoch_size == 3 * 3 + 8 // 2
-    whole = train(config)
+    whole = train(config).checkpoint
     said = capsys.readouterr().err
     assert "repeats in each epoch: 3 x 3 in 3_few" in said
     assert "11 images, of which an epoch takes 13, 2 held out; 21 updates of 2 images" in said
     assert figures(config.run_dir, "train/epoch")[21] == pytest.approx(3)
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings))
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-8"), **settings)).checkpoint
     assert_same_bits(whole, fork)
     for changed, message in (
         ({"kohya_repeats": False}, "the run has kohya_repeats True, this command False: it can't change on the way"),
@@ -196,14 +196,14 @@ def test_varied_captions_resume_exactly_and_change_what_is_learnt(
     settings = {"dataset_path": data, "epochs": 4, "eval_steps": None, "save_steps": 9, "save_total_limit": None}
     settings |= {"train_batch_size": 1, "gradient_accumulation_steps": 1}
     varied = settings | {"shuffle_tags": True, "keep_tags": 1, "tag_dropout": 0.3, "caption_dropout": 0.4}
-    whole = train(make_config(run_name="whole", keep_states=True, **varied))
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-9"), **varied))
+    whole = train(make_config(run_name="whole", keep_states=True, **varied)).checkpoint
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-9"), **varied)).checkpoint
     assert_same_bits(whole, fork)
     losses = figures(whole.parent, "train/loss")
     assert 8 < len(losses) < 22, "an update without a caption has no loss, and is none that went wrong"
     assert figures(whole.parent, "train/skipped_updates")[24] == 0
     assert figures(whole.parent, "train/epoch")[24] == 4
-    plain = figures(train(make_config(run_name="plain", **settings)).parent, "train/loss")
+    plain = figures(train(make_config(run_name="plain", **settings)).checkpoint.parent, "train/loss")
     assert plain[min(losses)] != losses[min(losses)]
 
 
@@ -222,3 +222,14 @@ def test_captions_that_are_too_long_may_be_cut_or_refused(
     assert data.note.startswith("2 captions")
     assert data.note.endswith("and are cut")
     assert [len(side) for side in (data.split.train, data.split.eval)] == [2, 2]
+
+
+def test_smoothed_labels_are_for_training_alone_and_resume_exactly(make_config: MakeConfig) -> None:
+    settings = {"epochs": 1, "eval_before_training": True, "save_steps": 2, "save_total_limit": None}
+    smoothed = settings | {"label_smoothing": 0.3, "keep_states": True}
+    plain = train(make_config(run_name="plain", **settings))
+    whole = train(make_config(run_name="whole", **smoothed))
+    assert whole.history[0]["eval/loss"] == plain.history[0]["eval/loss"], "figures compare"
+    assert abs(whole.history[1]["train/loss"] - plain.history[1]["train/loss"]) > 0.01
+    fork = train(make_config(run_name="fork", resume=str(whole.run_dir / "step-2"), **smoothed))
+    assert_same_bits(whole.checkpoint, fork.checkpoint)

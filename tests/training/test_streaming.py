@@ -75,7 +75,8 @@ def test_workers_make_no_difference_and_an_epoch_has_no_length(
     make_config: MakeConfig, settings: dict[str, object]
 ) -> None:
     alone, helped = (
-        train(make_config(run_name=f"with {workers}", dataloader_workers=workers, **settings)) for workers in (0, 2)
+        train(make_config(run_name=f"with {workers}", dataloader_workers=workers, **settings)).checkpoint
+        for workers in (0, 2)
     )
     assert_same_bits(alone, helped)
     lines = [json.loads(line) for line in (alone.parent / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +88,7 @@ def test_workers_make_no_difference_and_an_epoch_has_no_length(
 def test_the_checkpoint_evaluates_on_shards_and_says_where_it_was_trained_on_them(
     make_config: MakeConfig, settings: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = train(make_config(**settings | {"max_steps": 2, "eval_steps": None}))
+    checkpoint = train(make_config(**settings | {"max_steps": 2, "eval_steps": None})).checkpoint
     for path, samples, note in (
         (tmp_path / "held-out.tar", 3, ""),
         (tmp_path / "shards", sum(LENGTHS), f"note: {sum(LENGTHS)} of these {sum(LENGTHS)} images were trained on"),
@@ -196,7 +197,7 @@ def test_a_resumed_run_reads_the_same_shards_wherever_they_are(
         "train_batch_size": 3,
         "gradient_accumulation_steps": 2,
     }
-    assert train(make_config(**resumed | moved)).name == "step-4"
+    assert train(make_config(**resumed | moved)).checkpoint.name == "step-4"
     assert "with another train_batch_size, images of shards are not in the order of" in capsys.readouterr().err
 
 

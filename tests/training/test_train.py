@@ -18,6 +18,7 @@ from tests.support import figures, files_in
 EXPORT = {
     "config.json",
     "generation_config.json",
+    "README.md",
     "model.safetensors",
     "preprocessor_config.json",
     "processor_config.json",
@@ -31,7 +32,7 @@ def test_train_then_eval_then_caption(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(epochs=2, save_steps=2, save_total_limit=2, eval_steps=4)
-    last = train(config)  # 22 images to train on, 2 held out: 3 updates an epoch, the last one short
+    last = train(config).checkpoint  # 22 images to train on, 2 held out: 3 updates an epoch, the last one short
     assert last == config.run_dir / "step-6"
     assert files_in(config.run_dir) == (
         {"config.yaml", "metrics.jsonl", "split.json"}

@@ -20,7 +20,7 @@ WORSE = {"epochs": 4, "learning_rate": 0.3, "save_steps": 1, "eval_steps": 1, "e
 
 def test_best_is_linked_and_never_pruned_and_patience_ends_the_run(make_config: MakeConfig) -> None:
     config = make_config(save_total_limit=1, **WORSE)
-    last = train(config)
+    last = train(config).checkpoint
     losses = {line["step"]: line["eval/loss"] for line in history(config.run_dir) if "eval/loss" in line}
     best = min(losses, key=lambda step: losses[step])  # type: ignore[arg-type]
     assert last.name == f"step-{best + 3}", losses
@@ -56,7 +56,7 @@ def test_a_signal_in_the_evaluation_that_ends_a_run_changes_nothing(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, stopped = (make_config(run_name=name, **WORSE) for name in ("whole", "stopped"))
-    last = train(whole)
+    last = train(whole).checkpoint
     evaluations = int(last.name.removeprefix("step-"))
 
     stop_in_evaluations(monkeypatch, evaluations, evaluations + 1)
@@ -65,7 +65,7 @@ def test_a_signal_in_the_evaluation_that_ends_a_run_changes_nothing(
         train(stopped)
     with pytest.raises(Interrupted, match=f"after update {evaluations} of .* saved in"):
         train(resumed)  # stopped in the evaluation that it came back for: no update is made
-    again = train(resumed)
+    again = train(resumed).checkpoint
 
     assert again.name == last.name
     assert files_in(stopped.run_dir) == files_in(whole.run_dir)
@@ -75,7 +75,7 @@ def test_a_signal_in_the_evaluation_that_ends_a_run_changes_nothing(
     ours, theirs = weights(again), weights(last)
     assert all(ours[name].equal(theirs[name]) for name in theirs)
     assert "stopping early" in capsys.readouterr().err
-    assert train(resumed) == again
+    assert train(resumed).checkpoint == again
     assert "was stopped early: raise early_stopping_patience" in capsys.readouterr().err
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_from_another_and_ends_at_once_leaves_that_one_alone(
     (checkpoint,) = list_checkpoints(first.run_dir)[-1:]
     before = states(first.run_dir)
     fork = make_config(run_name="fork", resume=str(checkpoint), **WORSE)
-    ended = train(fork)
+    ended = train(fork).checkpoint
     assert ended == fork.run_dir / checkpoint.name
     assert states(first.run_dir) == before
     load_model(ended)

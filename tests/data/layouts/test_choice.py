@@ -91,8 +91,8 @@ def test_every_layout_trains_resumes_evaluates_and_captions(
     dataset: Path, make_config: MakeConfig, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"dataset_path": dataset, "epochs": 3, "save_steps": 2, "save_total_limit": None, "keep_states": True}
-    whole = train(make_config(run_name="whole", **settings))
-    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings))
+    whole = train(make_config(run_name="whole", **settings)).checkpoint
+    fork = train(make_config(run_name="fork", resume=str(whole.parent / "step-2"), **settings)).checkpoint
     assert_same_bits(whole, fork)
     result = evaluate(EvalConfig(dataset_path=dataset, model_name=str(whole), num_beams=1, max_new_tokens=8))
     assert result.samples == 12

@@ -339,7 +339,7 @@ def test_captions_and_boxes_that_are_trained_together_are_two_answers_for_an_uns
             log_with=("none",),
             feature_cache="off",
         )
-    )
+    ).checkpoint
     asked = {"task_prompt": ("<CAPTION>", "<OD>"), "max_new_tokens": 24, "num_beams": 1, "batch_size": 64}
     caption(CaptionConfig(paths=(tmp_path / "unseen",), model_name=str(checkpoint), **asked))
     right, found, boxes = [], [], []

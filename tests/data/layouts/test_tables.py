@@ -195,8 +195,8 @@ def test_a_run_on_images_outside_is_resumed(tmp_path: Path, shapes: Path, make_c
     pictures = sorted(shapes.glob("*.png"))[:8]
     write_table(root / "metadata.jsonl", [{"image": str(path), "text": path.name} for path in pictures])
     settings = {"dataset_path": root, "allow_outside": True, "epochs": 4, "save_steps": 1, "save_total_limit": None}
-    checkpoint = train(make_config(run_name="whole", keep_states=True, **settings))
-    fork = train(make_config(run_name="fork", resume=str(checkpoint.parent / "step-1"), **settings))
+    checkpoint = train(make_config(run_name="whole", keep_states=True, **settings)).checkpoint
+    fork = train(make_config(run_name="fork", resume=str(checkpoint.parent / "step-1"), **settings)).checkpoint
     assert_same_bits(checkpoint, fork)
     assert images_trained_on(fork.parent / "split.json") < set(pictures)
 

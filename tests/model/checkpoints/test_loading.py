@@ -44,7 +44,7 @@ def test_a_destination_that_exists_is_refused(tiny_model: Path, tmp_path: Path) 
 def test_training_exports_the_original_layout_and_all_three_commands_read_it(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    first = train(make_config(max_steps=1, eval_steps=None, export_layout="original"))
+    first = train(make_config(max_steps=1, eval_steps=None, export_layout="original")).checkpoint
     assert (first / "preprocessor_config.json").exists()
     assert "dim_embed" in read_json(first / "config.json")["vision_config"]
     native = tmp_path / "native"
