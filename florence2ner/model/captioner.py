@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
 from florence2ner.model.inputs import Embeddings, Images, Text
 from florence2ner.model.kernels.precision import FrozenWeights
 from florence2ner.model.vision import VisionEncoder
+
+LOGITS_AT_ONCE = 2**24  # 64 MB in float32; a few times that with what is computed from them
 
 
 class Captioner(nn.Module):
@@ -78,12 +82,28 @@ class Captioner(nn.Module):
             decoder_input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
             use_cache=False,
         ).last_hidden_state
-        logits = self.model.lm_head(hidden.flatten(0, 1)[text.label_positions])  # (T, vocabulary)
-        smoothing = self.label_smoothing if self.training else 0.0
         targets = labels.flatten()[text.label_positions]
-        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
+        losses = self._losses(hidden.flatten(0, 1)[text.label_positions], targets)
         row, column = text.label_positions // labels.shape[1], text.label_positions % labels.shape[1]
         return losses.new_zeros(labels.shape).index_put((row, column), losses)
+
+    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The losses of `targets` (T,) after the decoder's states `hidden` (T, d_model): (T,) float32.
+
+        Logits of a large vocabulary are what takes most memory in a small model. Those of many tokens are computed in
+        chunks, and once more in the backward pass: they never exist at once.
+        """
+        chunk = max(1, LOGITS_AT_ONCE // self.model.config.text_config.vocab_size)
+        if len(targets) <= chunk:
+            return self._losses_of_chunk(hidden, targets)
+        compute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # there is no dropout in it
+        parts = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+        return torch.cat([compute(self._losses_of_chunk, *part) for part in parts])
+
+    def _losses_of_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if self.training else 0.0
+        logits = self.model.lm_head(hidden)  # (T, vocabulary)
+        return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
     def merge(self, images: Embeddings, input_ids: Tensor) -> Tensor:
         """Embed prompts `input_ids` (B, N), the <image> tokens replaced by image embeddings: (B, N, d_model).
