@@ -62,6 +62,15 @@ class TrainConfig(
             )
         return self
 
+    @model_validator(mode="after")
+    def _cache_needs_the_same_images_again(self) -> Self:
+        if self.feature_cache in ("memory", "disk") and self.augment:
+            raise ValueError(
+                f"feature_cache: {self.feature_cache} keeps images that come again, and with augment none does; leave "
+                "feature_cache at auto"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         """The folder of this run, with its checkpoints, split, settings and metrics."""

@@ -17,3 +17,8 @@ class RegularizationOptions(Config):
         ge=0,
         lt=1,
     )
+    augment: bool = option(
+        False,
+        "Vary the images: colour, a slight turn and crop, mirrored where no caption names left or right. Answers with "
+        "places, and texts in pictures, get other colours only. There is no feature cache then.",
+    )

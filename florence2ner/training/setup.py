@@ -1,12 +1,13 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch.optim.lr_scheduler import LambdaLR
 
 from florence2ner.config.commands import TrainConfig
+from florence2ner.data.augment import Augmentation, names_side
 from florence2ner.data.batch import FeatureSource
 from florence2ner.data.captions import fit_captions, longest_captions, overlong_note
 from florence2ner.data.lanes import Position, StreamOrder
@@ -145,6 +146,11 @@ def build_step(
     return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, signal=signal)
 
 
+def build_augmentation(config: TrainConfig, samples: Sequence[Sample]) -> Augmentation:
+    """How images are varied. None of `samples` is mirrored of whose image any caption, for any task, names a side."""
+    return Augmentation(config.seed, frozenset(sample.image.key for sample in samples if names_side(sample)))
+
+
 def build_loader(
     context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None, state: TrainState
 ) -> TrainLoader | StreamLoader:
@@ -158,6 +164,7 @@ def build_loader(
         separator=config.tag_separator,
         caption_dropout=config.caption_dropout,
     )
+    augmentation = build_augmentation(config, data.split.train) if config.augment else None
     if isinstance(data.order, StreamOrder):
         assert data.stream is not None
         return StreamLoader(
@@ -169,6 +176,7 @@ def build_loader(
             end=data.total_steps,
             positions=[Position(*numbers) for numbers in state.lanes],
             rule=rule,
+            augmentation=augmentation,
             workers=context.workers,
         )
     return TrainLoader(
@@ -182,4 +190,5 @@ def build_loader(
         features=features,
         depth=config.gradient_accumulation_steps,
         rule=rule,
+        augmentation=augmentation,
     )
