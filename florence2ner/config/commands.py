@@ -19,7 +19,7 @@ from florence2ner.config.options import (
     ModelOptions,
     SamplingOptions,
 )
-from florence2ner.config.regularizing_options import RegularizationOptions
+from florence2ner.config.regularizing_options import AveragingOptions, RegularizationOptions
 from florence2ner.config.train_options import (
     ChartOptions,
     CheckpointOptions,
@@ -43,6 +43,7 @@ class TrainConfig(
     GenerationOptions,
     EvaluationOptions,
     ScheduleOptions,
+    AveragingOptions,
     RegularizationOptions,
     TrainingOptions,
     FreezingOptions,

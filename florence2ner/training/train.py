@@ -51,6 +51,7 @@ from florence2ner.training.setup import (
     build_model,
     build_step,
     build_stream,
+    check_average,
 )
 from florence2ner.training.step import Update, UpdateStep
 from florence2ner.training.streaming import settle_lanes, stream_order
@@ -217,7 +218,7 @@ def _assemble(
     config, state = context.config, start.state
     timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
     resumed_from = state.step if start.checkpoint else None
-    checkpoints = Checkpoints(context, captioner, step.model, callbacks, resumed_from=resumed_from)
+    checkpoints = Checkpoints(context, captioner, step, callbacks, resumed_from=resumed_from)
     return _Run(
         context=context,
         state=state,
@@ -225,7 +226,7 @@ def _assemble(
         signals=signals,
         model=step.model,
         progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-        validation=Validation(context, state, timetable, captioner, data.split.eval, features, callbacks),
+        validation=Validation(context, state, timetable, captioner, data.split.eval, features, step.average, callbacks),
         checkpoints=checkpoints,
         callbacks=callbacks,
     )
@@ -241,6 +242,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         seed=config.seed,
         timeout=timedelta(seconds=config.process_timeout),
     )
+    check_average(accelerator, config)
     configure_deepspeed(
         accelerator,
         micro_batch=config.train_batch_size,
