@@ -19,7 +19,7 @@ from florence2ner.config.options import (
     ModelOptions,
     SamplingOptions,
 )
-from florence2ner.config.regularizing_options import RegularizationOptions
+from florence2ner.config.regularizing_options import AveragingOptions, RegularizationOptions
 from florence2ner.config.train_options import (
     ChartOptions,
     CheckpointOptions,
@@ -43,6 +43,7 @@ class TrainConfig(
     GenerationOptions,
     EvaluationOptions,
     ScheduleOptions,
+    AveragingOptions,
     RegularizationOptions,
     TrainingOptions,
     FreezingOptions,
@@ -59,6 +60,15 @@ class TrainConfig(
             raise ValueError(
                 f"feature_cache: {self.feature_cache} keeps what a frozen vision tower makes; set freeze_vision: true, "
                 "or leave feature_cache at auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_needs_the_same_images_again(self) -> Self:
+        if self.feature_cache in ("memory", "disk") and self.augment:
+            raise ValueError(
+                f"feature_cache: {self.feature_cache} keeps images that come again, and with augment none does; leave "
+                "feature_cache at auto"
             )
         return self
 

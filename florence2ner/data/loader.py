@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Florence2Processor
 
 from florence2ner.config.options import MAX_PIXELS
+from florence2ner.data.augment import Augmentation
 from florence2ner.data.batch import AS_THEY_ARE, Collator, Example, FeatureSource, Window
 from florence2ner.data.images import load_pixels
 from florence2ner.data.order import Draw, ShuffledOrder
@@ -76,13 +77,16 @@ class TrainLoader:
         features: FeatureSource | None = None,
         depth: int = 1,
         rule: CaptionRule = AS_THEY_ARE,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """`process` is this process's index; `depth` is the usual number of batches per window.
 
-        `rule` says which caption a sample is trained on.
+        `rule` says which caption a sample is trained on, `augmentation` how its image is varied. Varied images are
+        not among the `features`: there may be one of both only.
         """
+        assert not (features and augmentation)
         self.planned = _PlannedBatches(order, process, first, end)
-        dataset = SampleDataset(samples, image_size_of(processor), features=features)
+        dataset = SampleDataset(samples, image_size_of(processor), features=features, augmentation=augmentation)
         self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth, rule=rule)
 
     def __iter__(self) -> Iterator[Window]:
@@ -130,11 +134,13 @@ class SampleDataset(Dataset[Example]):
         *,
         max_pixels: int = MAX_PIXELS,
         features: FeatureSource | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.samples = samples
         self.image_size = image_size
         self.max_pixels = max_pixels
         self.features = features
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -143,13 +149,26 @@ class SampleDataset(Dataset[Example]):
         sample = self.samples[draw.index]
         if self.features and (encoded := self.features.load(sample.image.key)) is not None:
             return Example(draw, sample, encoded=encoded)
-        return load_example(draw, sample, self.image_size, max_pixels=self.max_pixels)
+        return load_example(draw, sample, self.image_size, self.augmentation, max_pixels=self.max_pixels)
 
 
-def load_example(draw: Draw, sample: Sample, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Example:
-    """Decode a sample's image to `size` (height, width); one that can't be read becomes a black one, not valid."""
+def load_example(
+    draw: Draw,
+    sample: Sample,
+    size: tuple[int, int],
+    augmentation: Augmentation | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Example:
+    """Decode a sample's image to `size` (height, width), varied by `augmentation`, but never for evaluation.
+
+    One that can't be read becomes a black one, not valid.
+    """
     try:
-        picture = load_pixels(sample.image, size, max_pixels=max_pixels)
+        if augmentation and draw.visit is not None:
+            picture = augmentation.load(sample, draw.visit, size, max_pixels=max_pixels)
+        else:
+            picture = load_pixels(sample.image, size, max_pixels=max_pixels)
     except ImageError as error:
         blank = torch.zeros((3, *size), dtype=torch.uint8)
         return Example(Draw(draw.index, valid=False), sample, blank, failure=str(error))

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Florence2Processor
 
 from florence2ner.config.options import ReadingOptions, TooLong
+from florence2ner.data.augment import Augmentation
 from florence2ner.data.batch import Batch, Collator, FromLane, Window
 from florence2ner.data.captions import fit_captions
 from florence2ner.data.duplicates import digest_of
@@ -57,13 +58,23 @@ class StreamLoader:
         end: int,
         positions: Sequence[Position],
         rule: CaptionRule,
+        augmentation: Augmentation | None = None,
         workers: Workers = NO_WORKERS,
     ) -> None:
         depth = self._depth = order.accumulation
         self._windows = end - first
         batches = range(first * depth, end * depth)
         self._loader = DataLoader(
-            _Batches(stream, processor, order, process=process, batches=batches, positions=positions, rule=rule),
+            _Batches(
+                stream,
+                processor,
+                order,
+                process=process,
+                batches=batches,
+                positions=positions,
+                rule=rule,
+                augmentation=augmentation,
+            ),
             batch_size=None,  # they are batches already
             num_workers=workers.processes,
             prefetch_factor=(workers.prefetch or max(2, -(-depth // workers.processes))) if workers.processes else None,
@@ -98,6 +109,7 @@ class _Batches(IterableDataset[Batch | UserError]):
         batches: range,
         positions: Sequence[Position],
         rule: CaptionRule,
+        augmentation: Augmentation | None,
     ) -> None:
         self.stream = stream
         self.labels = labels([shard.path for shard in stream.shards])
@@ -107,6 +119,7 @@ class _Batches(IterableDataset[Batch | UserError]):
         self.positions = positions
         self.tokenizer = processor.tokenizer
         self.image_size = image_size_of(processor)
+        self.augmentation = augmentation
         self.collate = Collator(processor, rule=rule)
 
     def __iter__(self) -> Iterator[Batch | UserError]:
@@ -163,4 +176,4 @@ class _Batches(IterableDataset[Batch | UserError]):
     def _load(self, taken: Sequence[Taken]) -> Batch:
         draws = [Draw(row, visit=one.visit) for row, one in enumerate(taken)]
         pairs = zip(draws, taken, strict=True)
-        return self.collate([load_example(draw, one.sample, self.image_size) for draw, one in pairs])
+        return self.collate([load_example(draw, one.sample, self.image_size, self.augmentation) for draw, one in pairs])

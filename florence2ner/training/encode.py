@@ -52,6 +52,11 @@ def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample]
     config, accelerator = context.config, context.accelerator
     if config.feature_cache == "off" or not config.freeze_vision:
         return Filled()
+    if config.augment:
+        context.display.say(
+            "augment: images differ each time, so there is no feature cache; each is encoded every time"
+        )
+        return Filled()
     directory = _directory(config, accelerator, stack)
     images = sorted({sample.image for sample in samples}, key=lambda image: image.key)
     try:

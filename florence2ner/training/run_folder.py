@@ -125,8 +125,9 @@ def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) ->
     split, before = read_split(split_file, roots, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
-    # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows: its state has
-    # the weights then, and the model to load them into is the one that the run started from.
+    # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows, and one with
+    # averaged weights has others: its state has the weights then, and the model to load them into is the one that the
+    # run started from.
     model_name = settings["model_name"] if holds_weights(checkpoint) else str(checkpoint)
     return Start(
         model_name=model_name,
@@ -261,6 +262,10 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
     weights = [[_weight(root) for root in settings["dataset_path"]] for settings in (before, now)]
     if weights[0] != weights[1]:
         raise UserError(f"the run has weights {weights[0]}, this command {weights[1]}: they can't change on the way")
+    averages = [settings.get("ema_decay") for settings in (before, now)]
+    if (averages[0] is None) != (averages[1] is None):
+        said = ["none" if decay is None else decay for decay in averages]
+        raise UserError(f"the run has ema_decay {said[0]}, this command {said[1]}: an average is of the whole run")
     if "model_name" in config.model_fields_set and not _is_model_of_run(config.model_name, before["model_name"]):
         raise UserError(
             f"the run started from {before['model_name']}, this command names {config.model_name}: leave out "

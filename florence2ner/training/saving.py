@@ -1,10 +1,10 @@
 """Saves the checkpoints of a run: decides what they contain; `engine/checkpoint.py` writes them."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate.utils import gather_object
-from torch import nn
 
 from florence2ner.engine.checkpoint import Retention, amend_checkpoint, save_checkpoint
 from florence2ner.engine.collectives import check_same_weights
@@ -18,6 +18,7 @@ from florence2ner.model.checkpoints.loading import save_model
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
+from florence2ner.training.step import UpdateStep
 from florence2ner.training.streaming import furthest
 
 
@@ -28,20 +29,17 @@ class Checkpoints:
         self,
         context: Context,
         captioner: Captioner,
-        prepared: nn.Module,
+        step: UpdateStep,
         card: ModelCard,
         callbacks: Callbacks,
         *,
         resumed_from: int | None,
     ) -> None:
-        """`prepared` is the captioner as Accelerate wrapped it.
-
-        The checkpoint of step `resumed_from` is never deleted.
-        """
+        """`step` has the captioner as Accelerate wrapped it. The checkpoint of step `resumed_from` is never deleted."""
         self._context = context
         self._card = card
         self._captioner = captioner
-        self._prepared = prepared
+        self._step = step
         self._callbacks = callbacks
         config = context.config
         spared = () if resumed_from is None else (resumed_from,)
@@ -50,6 +48,8 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint of the current step and return its path. Every process must call this.
+
+        Where the model in it has averaged weights, the run's own are in its state.
 
         Raises UserError when the disk is full.
         """
@@ -62,12 +62,14 @@ class Checkpoints:
         with self._captioner.as_loaded():
             weights = None
             if is_sharded(accelerator):
-                state_dict = whole_state_dict(accelerator, self._prepared)
+                state_dict = whole_state_dict(accelerator, self._step.model)
                 weights = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
 
             def export(directory: Path) -> None:
                 model, processor = self._captioner.model, self._captioner.processor
-                save_model(model, processor, directory, layout=config.export_layout, weights=weights)
+                average = self._step.average if config.exports_average else None
+                with average.in_place() if average else nullcontext():
+                    save_model(model, processor, directory, layout=config.export_layout, weights=weights)
                 write_text(directory / CARD_FILE, self._card.text(state))
 
             self.last = save_checkpoint(
@@ -76,7 +78,7 @@ class Checkpoints:
                 state,
                 export,
                 retention=self._retention,
-                with_weights=config.export_layout != "native",
+                with_weights=config.export_layout != "native" or config.exports_average,
             )
         self._callbacks.saved(state.step, self.last)
         return self.last

@@ -1,12 +1,14 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from florence2ner.config.commands import TrainConfig
+from florence2ner.data.augment import Augmentation, names_side
 from florence2ner.data.batch import FeatureSource
 from florence2ner.data.captions import fit_captions, longest_captions, overlong_note
 from florence2ner.data.lanes import Position, StreamOrder
@@ -22,9 +24,11 @@ from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
+from florence2ner.errors import UserError
 from florence2ner.model.build import Frozen, load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.original import check_original
+from florence2ner.optim.average import WeightAverage
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import Schedule
 from florence2ner.training.context import Context
@@ -109,6 +113,15 @@ def schedule_of(config: TrainConfig, total_steps: int) -> Schedule:
     )
 
 
+def check_average(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Raise UserError where the weights are sharded that are to be averaged."""
+    if config.ema_decay is not None and (is_sharded(accelerator) or uses_deepspeed(accelerator)):
+        how = "DeepSpeed" if uses_deepspeed(accelerator) else "FSDP"
+        raise UserError(
+            f"ema_decay can't be used under {how}: leave it out, or start with accelerate_configs/multi_gpu.yaml"
+        )
+
+
 def build_step(
     context: Context,
     captioner: Captioner,
@@ -127,6 +140,10 @@ def build_step(
     # DeepSpeed saves frozen weights too, and looks for them in each process now.
     with captioner.as_loaded() if uses_deepspeed(accelerator) else nullcontext():
         prepared, prepared_optimizer = accelerator.prepare(captioner, optimizer)
+    average = None
+    if config.ema_decay is not None:  # from here on, as DDP has given all processes the same weights by now
+        average = WeightAverage(captioner.named_parameters(), config.ema_decay)
+        accelerator.register_for_checkpointing(average)
     if start.checkpoint:
         wanted = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
         with captioner.as_loaded():
@@ -142,7 +159,12 @@ def build_step(
     # Not prepared by Accelerate, which would step it once per process. Its only state is the number of updates.
     schedule = LambdaLR(optimizer, schedule_of(config, total_steps), last_epoch=start.state.step - 1)
     parts = accelerator, prepared, prepared_optimizer, schedule, token_losses
-    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, signal=signal)
+    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, average=average, signal=signal)
+
+
+def build_augmentation(config: TrainConfig, samples: Sequence[Sample]) -> Augmentation:
+    """How images are varied. None of `samples` is mirrored of whose image any caption, for any task, names a side."""
+    return Augmentation(config.seed, frozenset(sample.image.key for sample in samples if names_side(sample)))
 
 
 def build_loader(
@@ -158,6 +180,7 @@ def build_loader(
         separator=config.tag_separator,
         caption_dropout=config.caption_dropout,
     )
+    augmentation = build_augmentation(config, data.split.train) if config.augment else None
     if isinstance(data.order, StreamOrder):
         assert data.stream is not None
         return StreamLoader(
@@ -169,6 +192,7 @@ def build_loader(
             end=data.total_steps,
             positions=[Position(*numbers) for numbers in state.lanes],
             rule=rule,
+            augmentation=augmentation,
             workers=context.workers,
         )
     return TrainLoader(
@@ -182,4 +206,5 @@ def build_loader(
         features=features,
         depth=config.gradient_accumulation_steps,
         rule=rule,
+        augmentation=augmentation,
     )

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from florence2ner.data.batch import Batch, Window
 from florence2ner.engine.loop import one_ahead
 from florence2ner.engine.sharding import whole
+from florence2ner.optim.average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class UpdateStep:
     gradient is that of their sum over the window and all processes, divided by the number of label tokens there: how
     the global batch is divided into processes and micro-batches makes no difference.
 
-    An update whose loss or gradient is not finite leaves weights and optimizer as they were. Every process must call
-    the step, each with its own window of the same update; `signal()` is the signal that this process has received.
+    An update whose loss or gradient is not finite leaves weights, optimizer and `average` as they were. Every process
+    must call the step, each with its own window of the same update; `signal()` is the signal that this process has
+    received.
 
     The host waits for the device once per update, when all numbers that it needs are read together (GradScaler, for
     fp16, has it wait once more).
@@ -59,6 +61,7 @@ class UpdateStep:
         token_losses: Callable[[nn.Module, Batch], torch.Tensor],
         *,
         clip_grad_norm: float | None,
+        average: WeightAverage | None = None,
         signal: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.accelerator = accelerator
@@ -67,6 +70,7 @@ class UpdateStep:
         self.schedule = schedule
         self.token_losses = token_losses
         self.clip_grad_norm = clip_grad_norm
+        self.average = average
         self.signal = signal
 
     def __call__(self, window: Window) -> Update:
@@ -92,6 +96,8 @@ class UpdateStep:
         suspects: tuple[str, ...] = ()
         if finite := math.isfinite(loss_sum) and math.isfinite(norm):
             self.optimizer.step()
+            if self.average:
+                self.average.update()
         elif not self._scale_was_too_large(loss_sum):
             suspects = self._suspects(window, sample_losses)
         with warnings.catch_warnings():  # torch warns if the very first update is skipped

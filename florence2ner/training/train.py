@@ -53,6 +53,7 @@ from florence2ner.training.setup import (
     build_model,
     build_step,
     build_stream,
+    check_average,
 )
 from florence2ner.training.step import Update, UpdateStep
 from florence2ner.training.streaming import settle_lanes, stream_order
@@ -223,7 +224,7 @@ def _assemble(
     config, state = context.config, start.state
     timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
     resumed_from = state.step if start.checkpoint else None
-    checkpoints = Checkpoints(context, captioner, step.model, card, callbacks, resumed_from=resumed_from)
+    checkpoints = Checkpoints(context, captioner, step, card, callbacks, resumed_from=resumed_from)
     return _Run(
         context=context,
         state=state,
@@ -231,7 +232,9 @@ def _assemble(
         signals=signals,
         model=step.model,
         progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-        validation=Validation(context, state, timetable, captioner, data.split.eval, features, card, callbacks),
+        validation=Validation(
+            context, state, timetable, captioner, data.split.eval, features, step.average, card, callbacks
+        ),
         checkpoints=checkpoints,
         callbacks=callbacks,
     )
@@ -247,6 +250,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         seed=config.seed,
         timeout=timedelta(seconds=config.process_timeout),
     )
+    check_average(accelerator, config)
     configure_deepspeed(
         accelerator,
         micro_batch=config.train_batch_size,

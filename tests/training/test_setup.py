@@ -233,3 +233,18 @@ def test_smoothed_labels_are_for_training_alone_and_resume_exactly(make_config: 
     assert abs(whole.history[1]["train/loss"] - plain.history[1]["train/loss"]) > 0.01
     fork = train(make_config(run_name="fork", resume=str(whole.run_dir / "step-2"), **smoothed))
     assert_same_bits(whole.checkpoint, fork.checkpoint)
+
+
+def test_varied_images_are_encoded_each_time_and_resume_exactly(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"epochs": 2, "eval_before_training": True, "eval_steps": 3, "save_steps": 4, "save_total_limit": None}
+    varied = settings | {"augment": True, "keep_states": True}
+    whole = train(make_config(run_name="whole", **varied))
+    assert "so there is no feature cache" in capsys.readouterr().err
+    fork = train(make_config(run_name="fork", resume=str(whole.run_dir / "step-4"), dataloader_workers=1, **varied))
+    assert_same_bits(whole.checkpoint, fork.checkpoint)
+    plain = train(make_config(run_name="plain", feature_cache="off", **settings))
+    first, other = (next(line for line in run.history if "train/loss" not in line) for run in (whole, plain))
+    assert first["eval/loss"] == other["eval/loss"], "evaluation sees the images as they are"
+    assert whole.figures["train/loss"] != plain.figures["train/loss"]
