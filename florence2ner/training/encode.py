@@ -50,7 +50,7 @@ def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample]
     UserError.
     """
     config, accelerator = context.config, context.accelerator
-    if config.feature_cache == "off" or not config.freeze_vision:
+    if config.feature_cache == "off" or not captioner.vision.is_frozen:
         return Filled()
     directory = _directory(config, accelerator, stack)
     images = sorted({sample.image for sample in samples}, key=lambda image: image.key)

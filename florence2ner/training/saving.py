@@ -11,6 +11,7 @@ from florence2ner.engine.run_files import TrainState, checkpoint_step, list_chec
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.model.lora import is_adapted
 from florence2ner.training.context import Context
 from florence2ner.training.streaming import furthest
 
@@ -58,7 +59,7 @@ class Checkpoints:
                 state,
                 export,
                 retention=self._retention,
-                with_weights=config.export_layout != "native",
+                with_weights=config.export_layout != "native" and not is_adapted(self._captioner.model),
             )
         return self.last
 

@@ -30,6 +30,7 @@ from florence2ner.model.tasks import doubt_about
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
+from florence2ner.training.lora import write_merged
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
     Start,
@@ -112,6 +113,8 @@ def train(config: TrainConfig) -> Path:
         )
         run.go(loader, step)
         run.progress.report_faults()
+        if config.lora_merge:
+            write_merged(context)
     assert checkpoints.last is not None
     context.display.say(f"done: {checkpoints.last}")
     return checkpoints.last
