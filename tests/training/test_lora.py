@@ -1,5 +1,6 @@
 """Runs with LoRA: what they leave alone, what they write, how they go on, and which settings they refuse."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -95,10 +96,13 @@ def test_eval_caption_convert_and_merged_take_a_run_for_the_model_that_it_traine
     assert [result.loss for result in results] == pytest.approx([expected] * 3, rel=1e-5)
     assert results[0].captions == results[1].captions == results[2].captions
     assert abs(measure(trained_model, held_out).loss - expected) > 1e-3, "it has learnt"
+    captions = []
     for name in ("adapter", "merged"):
         model = last if name == "adapter" else config.run_dir / "merged"
-        run(model_name=str(model), output=tmp_path / f"{name}.csv")
-    assert (tmp_path / "adapter.csv").read_bytes() == (tmp_path / "merged.csv").read_bytes()
+        run(model_name=str(model), output=tmp_path / f"{name}.jsonl")
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        captions.append([json.loads(line)["caption"] for line in lines])
+    assert captions[0] == captions[1]
     folders = {name.split("/")[0] for name in files_in(config.run_dir) if "/" in name}
     assert folders - {"latest", "best"} == {last.name, "merged"}
 
