@@ -11,6 +11,7 @@ from pydantic import model_validator
 from florence2ner.config.caption_options import ImageOptions, OutputOptions, TextOptions
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
 from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
+from florence2ner.config.lora_options import LORA_FREEZES, VISION_TARGETS, LoraOptions
 from florence2ner.config.options import (
     BatchOptions,
     GenerationOptions,
@@ -47,6 +48,7 @@ class TrainConfig(
     RegularizationOptions,
     TrainingOptions,
     FreezingOptions,
+    LoraOptions,
     ModelOptions,
     TagOptions,
     LengthOptions,
@@ -56,11 +58,21 @@ class TrainConfig(
 
     @model_validator(mode="after")
     def _cache_needs_a_frozen_tower(self) -> Self:
-        if self.feature_cache in ("memory", "disk") and not self.freeze_vision:
-            raise ValueError(
-                f"feature_cache: {self.feature_cache} keeps what a frozen vision tower makes; set freeze_vision: true, "
-                "or leave feature_cache at auto"
-            )
+        if self.feature_cache in ("memory", "disk"):
+            cause = "set freeze_vision: true" if not self.freeze_vision else ""
+            if self.lora_rank is not None and self.lora_targets in VISION_TARGETS:
+                cause = "leave the tower out of lora_targets"
+            if cause:
+                raise ValueError(
+                    f"feature_cache: {self.feature_cache} keeps what a frozen vision tower makes; {cause}, "
+                    "or leave feature_cache at auto"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _lora_freezes(self) -> Self:
+        if self.lora_rank is not None and (name := self.freezing_changed):
+            raise ValueError(f"{name} does nothing with LoRA, {LORA_FREEZES}")
         return self
 
     @model_validator(mode="after")

@@ -32,6 +32,12 @@ class FreezingOptions(Config):
             )
         return self
 
+    @property
+    def freezing_changed(self) -> str | None:
+        """The name of an option of this group that isn't at its default, as it has to be with LoRA; None: all are."""
+        fields = FreezingOptions.model_fields
+        return next((name for name, field in fields.items() if getattr(self, name) != field.default), None)
+
 
 class DatasetOptions(ReadingOptions):
     """Which images are trained on, and which are held out."""

@@ -33,7 +33,7 @@ from florence2ner.engine.run_files import (
 from florence2ner.errors import UserError
 from florence2ner.files import write_text
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"  # begins the name of what is being written or deleted in a run folder
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def save_checkpoint(
     folder named `step-<n>` is always complete. Raises UserError, in every process, when the disk is full; earlier
     checkpoints are then untouched.
     """
-    unfinished, final = run_dir / f"{_UNFINISHED}{PREFIX}{state.step}", run_dir / f"{PREFIX}{state.step}"
+    unfinished, final = run_dir / f"{UNFINISHED}{PREFIX}{state.step}", run_dir / f"{PREFIX}{state.step}"
 
     try:
         _write(accelerator, unfinished, final, state, export, with_weights=with_weights)
@@ -119,7 +119,7 @@ def load_accelerator_state(accelerator: Accelerator, checkpoint: Path) -> bool:
 
 def sweep(run_dir: Path) -> None:
     """Remove checkpoints that a run was writing or deleting when it was killed. Only one process may call this."""
-    for leftover in run_dir.glob(f"{_UNFINISHED}*"):
+    for leftover in run_dir.glob(f"{UNFINISHED}*"):
         if leftover.is_symlink():
             leftover.unlink()
         else:
@@ -184,7 +184,7 @@ def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:
     if not retention.states:
         for checkpoint in older:
             if (checkpoint / STATE_FOLDER).exists():
-                _discard(checkpoint / STATE_FOLDER, run_dir / f"{_UNFINISHED}{checkpoint.name}-{STATE_FOLDER}")
+                _discard(checkpoint / STATE_FOLDER, run_dir / f"{UNFINISHED}{checkpoint.name}-{STATE_FOLDER}")
     excess = 0 if retention.limit is None else len(older) + 1 - retention.limit
     spare = [checkpoint for checkpoint in older if checkpoint_step(checkpoint) not in kept.union(retention.spared)]
     for checkpoint in spare[: max(excess, 0)]:
@@ -193,7 +193,7 @@ def _prune(run_dir: Path, retention: Retention, kept: set[int]) -> None:
 
 def _discard(directory: Path, through: Path | None = None) -> None:
     """Delete a directory. It is renamed (to `through`) first, so that a kill leaves no incomplete `step-<n>`."""
-    doomed = through or directory.with_name(f"{_UNFINISHED}{directory.name}-old")
+    doomed = through or directory.with_name(f"{UNFINISHED}{directory.name}-old")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)  # `sweep` removes what is left, such as a file that is open over NFS
@@ -210,7 +210,7 @@ def _link_best(run_dir: Path, state: TrainState) -> None:
 
 def _link(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to `target` in the same folder, atomically. Does nothing where that can't be done."""
-    unfinished = link.with_name(f"{_UNFINISHED}{link.name}")
+    unfinished = link.with_name(f"{UNFINISHED}{link.name}")
     with suppress(OSError):
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(target.name, target_is_directory=True)

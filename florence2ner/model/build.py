@@ -12,6 +12,7 @@ from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.kernels.attention import use_fast_attention
 from florence2ner.model.kernels.compilation import compile_parts
 from florence2ner.model.kernels.dropout import use_fast_dropout
+from florence2ner.model.lora import adapted_layers, is_adapted, train_adapters_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,16 @@ class Frozen:
 
 EVERYTHING = Frozen(vision=True, language=True, other=True)
 NOTHING = Frozen(vision=False, language=False, other=False)
+
+
+def frozen_beside_adapters(model: Florence2ForConditionalGeneration) -> Frozen:
+    """The parts in which no layer has an adapter."""
+    layers = adapted_layers(model)
+    vision, language, other = (
+        not any(name.startswith(f"model.{part}.") for name in layers)
+        for part in ("vision_tower", "language_model", "multi_modal_projector")
+    )
+    return Frozen(vision=vision, language=language, other=other)
 
 
 def load_captioner(
@@ -70,8 +81,8 @@ def build_captioner(
 ) -> Captioner:
     """A captioner on `device`, in evaluation mode. `model` is changed in place and becomes a part of it.
 
-    `dtype` is the dtype that autocast casts to; None where it is off, or where all weights must have one dtype
-    (sharding).
+    Of a model with adapters only these are trained, in the parts that are not `frozen`. `dtype` is the dtype that
+    autocast casts to; None where it is off, or where all weights must have one dtype (sharding).
 
     The order of the steps matters:
     1. Freeze, and enable gradient checkpointing: the later steps look at `requires_grad`.
@@ -81,6 +92,8 @@ def build_captioner(
     5. Compile last: the compiler must see every hook, and on a CPU it compiles frozen weights in as constants.
     """
     freeze(model, vision=frozen.vision, language=frozen.language, other=frozen.other)
+    if is_adapted(model):
+        train_adapters_only(model)
     if gradient_checkpointing:
         checkpoint_gradients(model)
 

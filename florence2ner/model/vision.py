@@ -43,6 +43,11 @@ class VisionEncoder(nn.Module):
         return self._model[0].model
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether nothing in the vision tower is trained."""
+        return not _is_trained(self.tower)
+
+    @property
     def encoded_type(self) -> type[Features] | type[Embeddings]:
         """The type that `encode` returns: `Embeddings` where the projector is frozen, else `Features`."""
         return Features if _is_trained(self.projector) else Embeddings

@@ -35,13 +35,23 @@ _PRIVATE = {
     "hub_public",
 }
 
-_NATIVE = """\
-```python
+_MODEL = """\
 from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 model = Florence2ForConditionalGeneration.from_pretrained("PATH")
-processor = AutoProcessor.from_pretrained("PATH")
+"""
+_ADAPTER = """\
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoProcessor, Florence2ForConditionalGeneration
+
+model = Florence2ForConditionalGeneration.from_pretrained("{base}")
+model = PeftModel.from_pretrained(model, "PATH")
+"""
+_NATIVE = """\
+```python
+{loading}processor = AutoProcessor.from_pretrained("PATH")
 image = Image.open("photo.jpg").convert("RGB")
 inputs = processor(text="{prompt}", images=image, return_tensors="pt")
 print(processor.decode(model.generate(**inputs, {generation})[0], skip_special_tokens=True))
@@ -49,6 +59,10 @@ print(processor.decode(model.generate(**inputs, {generation})[0], skip_special_t
 
 `PATH` is this folder, or the model's id on the hub. For tools that use Microsoft's code (ComfyUI-Florence2, taggui),
 convert it: `florence2ner convert PATH ./florence-2-converted --layout original`.
+"""
+_ORIGINAL_ADAPTER = """\
+It is an adapter for Microsoft's layout: in tools that use their code, `PeftModel.from_pretrained(model, "PATH")` adds
+it to `{base}`. `florence2ner convert PATH ./whole --layout original` makes a whole model of both.
 """
 _ORIGINAL = """\
 It is in Microsoft's layout: tools that use their code (ComfyUI-Florence2, taggui) load this folder as they load
@@ -77,13 +91,14 @@ class ModelCard:
     trained_on: str  # how many images and captions
     held_out: int
     parameters: str  # how many are trained
+    is_adapter: bool = False  # beside the base model, in peft's format
     captions: Sequence[str] = field(default=())  # that the last evaluation wrote
 
     def text(self, state: TrainState) -> str:
         """The card of the checkpoint that is saved with `state`, as Markdown."""
         history = _read_history(self.config.run_dir, state.step)
         parts = [
-            _front_matter(self._base()),
+            _front_matter(self._base(), "peft" if self.is_adapter else "transformers"),
             f"# {self.config.run_dir.name}\n\nA Florence-2, fine-tuned from {self._base()} in {state.step} updates of "
             f"{state.global_batch} images on {self.trained_on}; {self.held_out} are held out. {self.parameters} are "
             "trained.\n",
@@ -101,10 +116,13 @@ class ModelCard:
         return path.resolve().name if path.exists() or path.is_absolute() else self.base_model
 
     def _how_to_load(self) -> str:
+        loading = _ADAPTER.format(base=self._base()) if self.is_adapter else _MODEL
         if self.config.export_layout == "original":
-            return _ORIGINAL
+            return _ORIGINAL_ADAPTER.format(base=self._base()) if self.is_adapter else _ORIGINAL
         generation = f"max_new_tokens={self.config.max_new_tokens}, num_beams={self.config.num_beams}"
-        return _NATIVE.format(prompt=self.config.task_prompt.replace('"', '\\"'), generation=generation)
+        return _NATIVE.format(
+            loading=loading, prompt=self.config.task_prompt.replace('"', '\\"'), generation=generation
+        )
 
     def _settings(self, state: TrainState) -> str:
         """What differs from the defaults, without paths and names that say where something is."""
@@ -120,9 +138,9 @@ class ModelCard:
         return text
 
 
-def _front_matter(base_model: str) -> str:
+def _front_matter(base_model: str, library: str) -> str:
     """What the hub reads: see its documentation of model cards."""
-    facts: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-to-text"}
+    facts: dict[str, Any] = {"library_name": library, "pipeline_tag": "image-to-text"}
     if "/" in base_model:
         facts |= {"base_model": base_model}
     facts |= {"tags": ["florence-2", "image-captioning", "florence2ner"]}

@@ -50,7 +50,7 @@ def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample]
     UserError.
     """
     config, accelerator = context.config, context.accelerator
-    if config.feature_cache == "off" or not config.freeze_vision:
+    if config.feature_cache == "off" or not captioner.vision.is_frozen:
         return Filled()
     if config.augment:
         context.display.say(

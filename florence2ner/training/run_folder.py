@@ -37,7 +37,10 @@ from florence2ner.inspection.at_start import notes_at_start
 from florence2ner.training.streaming import check_same_shards, find_shards
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
-_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats")
+_FIXED = (
+    *("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_dora", "use_rslora"),
+)
 
 # Those that a resumed run keeps where the command says nothing.
 _KEPT = {"model_name", "warmup_steps"}
@@ -212,7 +215,7 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
         rewind_metrics(run_dir, start.state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
-    first_model = start.first_model or _absolute_model(start.model_name)
+    first_model = start.first_model or absolute_model(start.model_name)
     settings = _by_absolute_paths(config).model_copy(update={"model_name": first_model, "resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())
     contents = start.before or Contents.of(start.split, digests)
@@ -285,10 +288,11 @@ def _weight(root: str | dict[str, Any]) -> float:
     return 1.0 if isinstance(root, str) else float(root.get("weight", 1.0))
 
 
-def _absolute_model(name: str) -> str:
+def absolute_model(name: str) -> str:
+    """The name of a model as it means the same from any folder: an absolute path, or a hub id."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _is_model_of_run(name: str, first: str) -> bool:
     """Whether `name` is the model that a run started from, by its own name or by the folder of its run."""
-    return first in (name, _absolute_model(name)) or Path(first).parent == Path(name).resolve()
+    return first in (name, absolute_model(name)) or Path(first).parent == Path(name).resolve()

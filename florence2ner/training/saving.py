@@ -15,6 +15,7 @@ from florence2ner.errors import UserError
 from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.model.lora import is_adapted
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
@@ -78,7 +79,8 @@ class Checkpoints:
                 state,
                 export,
                 retention=self._retention,
-                with_weights=config.export_layout != "native" or config.exports_average,
+                with_weights=(config.export_layout != "native" and not is_adapted(self._captioner.model))
+                or config.exports_average,
             )
         self._callbacks.saved(state.step, self.last)
         return self.last

@@ -25,13 +25,15 @@ from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.errors import UserError
-from florence2ner.model.build import Frozen, load_captioner
+from florence2ner.model.build import build_captioner
 from florence2ner.model.captioner import Captioner
+from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.average import WeightAverage
 from florence2ner.optim.optimizers import build_optimizer
 from florence2ner.optim.schedules import Schedule
 from florence2ner.training.context import Context
+from florence2ner.training.lora import check_lora, settle_lora
 from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
 from florence2ner.training.streaming import make_stream, stream_order
@@ -40,19 +42,22 @@ from florence2ner.training.streaming import make_stream, stream_order
 def build_model(context: Context, start: Start) -> Captioner:
     """Load the model to train, on its device and frozen as the settings say.
 
-    Raises UserError as `load_model` does, and for a model that the layout to export can't hold.
+    Raises UserError as `load_model` and `settle_lora` do, and for a model that the layout to export can't hold.
     """
     config, accelerator = context.config, context.accelerator
-    captioner = load_captioner(
-        start.model_name,
-        attn_implementation=config.attn_implementation,
+    check_lora(context)
+    model, processor = load_model(start.model_name, attn_implementation=config.attn_implementation, merge=False)
+    frozen = settle_lora(context, model, start.model_name)
+    captioner = build_captioner(
+        model,
+        processor,
         device=accelerator.device,
-        frozen=Frozen(vision=config.freeze_vision, language=config.freeze_language, other=config.freeze_other),
+        frozen=frozen,
         dtype=autocast_dtype(accelerator),
         gradient_checkpointing=config.gradient_checkpointing,
         compiled=config.compile,
         # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
-        channels_last=not uses_deepspeed(accelerator) and (config.freeze_vision or not is_sharded(accelerator)),
+        channels_last=not uses_deepspeed(accelerator) and (frozen.vision or not is_sharded(accelerator)),
     )
     captioner.label_smoothing = config.label_smoothing
     if config.export_layout == "original":

@@ -21,12 +21,14 @@ from florence2ner.engine.tracking import check_trackers, tracking
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.lora import is_adapted
 from florence2ner.model.tasks import doubt_about
 from florence2ner.training.callbacks import Callback, Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
+from florence2ner.training.lora import write_merged
 from florence2ner.training.result import TrainResult, result_of
 from florence2ner.training.run import assemble
 from florence2ner.training.run_folder import (
@@ -95,10 +97,12 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
         told = Callbacks(context.accelerator, callbacks)
-        card = _card(context, start, data, parameters)
+        card = _card(context, start, captioner, data, parameters)
         run = assemble(context, start, captioner, data, step, filled.features, bar, signals, card, told)
         run.go(loader, step)
         run.progress.report_faults()
+        if config.lora_merge:
+            write_merged(context)
         last = run.checkpoints.last
         assert last is not None
         context.display.say(f"done: {last}")
@@ -196,13 +200,16 @@ def _open_run(
     )
 
 
-def _card(context: Context, start: Start, data: TrainData, parameters: ParameterCount) -> ModelCard:
+def _card(
+    context: Context, start: Start, captioner: Captioner, data: TrainData, parameters: ParameterCount
+) -> ModelCard:
     return ModelCard(
         config=context.config,
         base_model=start.first_model or start.model_name,
         trained_on=_describe(data),
         held_out=len(data.split.eval),
         parameters=str(parameters),
+        is_adapter=is_adapted(captioner.model),
     )
 
 

@@ -24,7 +24,7 @@ def read_state_dict(directory: Path) -> dict[str, Tensor]:
     files = weight_files(directory)
     if not files:
         raise UserError(f"{directory} holds no weights: neither model.safetensors nor pytorch_model.bin.")
-    return {name: tensor for path in files for name, tensor in _read_tensors(path).items()}
+    return {name: tensor for path in files for name, tensor in read_tensors(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,9 +70,10 @@ def weight_files(directory: Path) -> list[Path]:
     return []
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, as `read_state_dict` reads them, with the same errors."""
     if not path.is_file():
-        raise UserError(f"{path} is missing, though the index beside it names it: download it again.")
+        raise UserError(f"{path} is missing, though a file beside it needs it: download it again.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

@@ -15,17 +15,25 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration, Flo
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
+from florence2ner.model.checkpoints.adapters import (
+    attach_adapter,
+    base_of,
+    is_adapter,
+    read_adapter_tensors,
+    save_adapter,
+)
 from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, weight_files
 from florence2ner.model.checkpoints.native import load_native, load_native_processor, save_native
 from florence2ner.model.checkpoints.original import is_original, load_original, load_original_processor, save_original
 from florence2ner.model.checkpoints.original_config import original_to_native_config
+from florence2ner.model.lora import is_adapted, merge_lora
 
 Layout = Literal["native", "original"]
 Precision = Literal["keep", "fp32", "fp16", "bf16"]
 
 # What is downloaded from a hub repository: no Python files, and pickled weights only where there are no safetensors.
 _HUB_SMALL_FILES = ("*.json", "merges.txt")
-_HUB_FILES = (*_HUB_SMALL_FILES, "model*.safetensors")
+_HUB_FILES = (*_HUB_SMALL_FILES, "model*.safetensors", "adapter_model.safetensors")
 _HUB_PICKLES = ("pytorch_model*.bin",)
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOLERANCE = 1e-4  # of a saved copy's logits, relative to the model's largest logit
@@ -54,16 +62,28 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     attn_implementation: str = "sdpa",
+    merge: bool = True,
 ) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
     """Load a Florence-2 and its processor, in evaluation mode, with float32 weights unless `dtype` says otherwise.
 
     `name_or_path` is a local directory or a hub id; the layout, native or Microsoft's original, is recognised by
-    content. `device` None is the CPU. No remote code is run, and pickles may hold tensors only. Raises UserError when
-    there is no such model, and when a weight is missing, unexpected, of another shape or unreadable.
+    content. `device` None is the CPU. No remote code is run, and pickles may hold tensors only. For an adapter of LoRA
+    its base is loaded, and the adapter merged into it, unless `merge` is False: then it stays apart, to be trained.
+    Raises UserError when there is no such model, and when a weight is missing, unexpected, of another shape or
+    unreadable.
     """
     directory = _locate(str(name_or_path))
+    adapter = directory if is_adapter(directory) else None
+    if adapter:
+        directory = _base_directory(adapter)
     load = load_original if is_original(directory) else load_native
-    model, processor = load(directory, dtype=dtype, attn_implementation=attn_implementation)
+    model, processor = load(directory, dtype=None if adapter else dtype, attn_implementation=attn_implementation)
+    if adapter:
+        attach_adapter(model, adapter)
+        if merge:
+            merge_lora(model)
+        if dtype:
+            model.to(dtype)
     return model.to(device or "cpu").eval(), processor
 
 
@@ -74,6 +94,8 @@ def load_processor(name_or_path: str | Path) -> tuple[Florence2Processor, Floren
     `name_or_path` is as in `load_model`; of a hub id only the small files are downloaded. Raises UserError likewise.
     """
     directory = _locate(str(name_or_path), weights=False)
+    if is_adapter(directory):
+        directory = _base_directory(directory, weights=False)
     if is_original(directory):
         config = original_to_native_config(read_json(directory / "config.json"), directory)
         return load_original_processor(directory, config), config
@@ -94,16 +116,20 @@ def save_model(
 ) -> None:
     """Write model and processor to `directory`, then read them back and compare the logits of one image.
 
-    The layout "native" is for plain `from_pretrained`, "original" for tools that use Microsoft's remote code. `weights`
-    replaces the model's own state dict where the model is sharded; there is then no whole model to compare with, and
-    nothing is read back. On any error `directory` is removed. Raises UserError when the layout can't express the model
-    or the logits differ. Only one process may call this.
+    The layout "native" is for plain `from_pretrained`, "original" for tools that use Microsoft's remote code. Of a
+    model with adapters only these are written, for plain peft. `weights` replaces the model's own state dict where the
+    model is sharded; there is then no whole model to compare with, and nothing is read back. On any error `directory`
+    is removed. Raises UserError when the layout can't express the model or the logits differ. Only one process may call
+    this.
     """
     try:
-        save = save_original if layout == "original" else save_native
-        save(model, processor, directory, weights=weights)
+        if is_adapted(model):
+            save_adapter(model, processor, directory, layout=layout)
+        else:
+            save = save_original if layout == "original" else save_native
+            save(model, processor, directory, weights=weights)
         for path in directory.glob("*.safetensors"):
-            shutil.copymode(directory / "config.json", path)  # safetensors lets nobody but the owner read it
+            shutil.copymode(directory / "tokenizer.json", path)  # safetensors lets nobody but the owner read it
         if weights is None:
             _check(model, directory)
     except BaseException:
@@ -115,8 +141,8 @@ def save_model(
 def convert(source: str, destination: Path, *, layout: Layout, dtype: Precision = "keep") -> None:
     """Write the model `source` (a directory or a hub id, in either layout) to a new directory, in the layout given.
 
-    The weights are cast to `dtype`; "keep" is the widest of those that the source has. Raises UserError when the
-    destination exists, and as `load_model` and `save_model` do.
+    An adapter of LoRA is merged into its base. The weights are cast to `dtype`; "keep" is the widest of those that the
+    source has. Raises UserError when the destination exists, and as `load_model` and `save_model` do.
     """
     if destination.exists():
         raise UserError(f"{destination} exists already: name a new folder")
@@ -137,7 +163,7 @@ def _locate(name: str, *, weights: bool = True) -> Path:
         return Path(name)
     try:
         directory = Path(snapshot_download(name, allow_patterns=list(_HUB_FILES if weights else _HUB_SMALL_FILES)))
-        if weights and not weight_files(directory):
+        if weights and not (weight_files(directory) or is_adapter(directory)):
             snapshot_download(name, allow_patterns=list(_HUB_PICKLES))
     except (OSError, HFValidationError) as error:  # no such repository, no network, not a valid id
         raise UserError(
@@ -147,9 +173,27 @@ def _locate(name: str, *, weights: bool = True) -> Path:
     return directory
 
 
+def _base_directory(adapter: Path, *, weights: bool = True) -> Path:
+    """The local directory of the model that an adapter belongs to. Raises UserError where that is not a whole one."""
+    base = base_of(adapter)
+    try:
+        directory = _locate(base, weights=weights)
+    except UserError as error:
+        raise UserError(
+            f"{adapter} is an adapter for {base}, which can't be found: put that model there, or correct "
+            "base_model_name_or_path in its adapter_config.json"
+        ) from error
+    if is_adapter(directory):
+        raise UserError(f"{adapter} is an adapter for {base}, which is an adapter too: merge that with convert")
+    return directory
+
+
 def _stored_dtype(directory: Path) -> torch.dtype:
-    """The narrowest dtype that holds all floating-point weights of a model's files exactly."""
-    kinds = {tensor.dtype for tensor in read_state_dict(directory).values() if tensor.is_floating_point()}
+    """The narrowest dtype that holds all floating-point weights of a model's files exactly, an adapter's included."""
+    whole = _base_directory(directory) if is_adapter(directory) else directory
+    adapter = read_adapter_tensors(directory) if whole != directory else {}
+    tensors = (*read_state_dict(whole).values(), *adapter.values())
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return reduce(torch.promote_types, kinds) if kinds else torch.float32
 
 

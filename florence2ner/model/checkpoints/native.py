@@ -58,6 +58,11 @@ def save_native(
     once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     only = weights and {name: weight for name, weight in weights.items() if name in once}
     model.save_pretrained(directory, state_dict=only)
+    save_native_processor(processor, directory)
+
+
+def save_native_processor(processor: Florence2Processor, directory: Path) -> None:
+    """Write a processor for plain `from_pretrained`."""
     processor.save_pretrained(directory)
     _suit_older_releases(directory)
 

@@ -36,6 +36,9 @@ _SHARED = "language_model.model.shared.weight"
 # The same table as `shared`. A file may hold it under any of these names, or under several.
 _COPIES = ("language_model.model.encoder.embed_tokens.weight", "language_model.model.decoder.embed_tokens.weight")
 
+# Of the files that `_describe` describes.
+_FILES_OF_MODEL = ("config.json", "generation_config.json")
+
 # Substitutions that turn a native name into the original's. All are applied, in this order.
 _RENAMES = (
     (r"^lm_head\.", "language_model.lm_head."),
@@ -137,12 +140,24 @@ def save_original(
     tensors[_FINAL_LOGITS_BIAS] = torch.zeros(1, vocab_size, dtype=model.dtype)
 
     directory.mkdir(parents=True, exist_ok=True)
+    _write_files(files, directory)
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_original_processor(
+    model: Florence2ForConditionalGeneration, processor: Florence2Processor, directory: Path
+) -> None:
+    """Write what `save_original` writes of the processor alone, with the same errors. The directory must be there."""
+    _, files = _describe(model, processor)
+    _write_files({name: content for name, content in files.items() if name not in _FILES_OF_MODEL}, directory)
+
+
+def _write_files(files: dict[str, dict[str, Any]], directory: Path) -> None:
     for name, content in files.items():
         (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     merges = files["tokenizer.json"]["model"]["merges"]
     (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def check_original(model: Florence2ForConditionalGeneration, processor: Florence2Processor) -> None:

@@ -1,7 +1,8 @@
 """Casts frozen weights to autocast's dtype once, so that autocast doesn't cast them in every step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,16 @@ class FrozenWeights:
         """Cast the frozen weights of linear layers and convolutions in `module` to `dtype`, as autocast does.
 
         `for_good` forgets the original values, which saves their memory; `in_full` then can't restore them. A weight
-        that is also an embedding table stays as it is, as autocast doesn't cast lookups.
+        that is also an embedding table stays as it is, as autocast doesn't cast lookups; so does one beside an adapter
+        of DoRA, which computes the norm of the weight itself.
         """
-        tables = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
+        needed = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
+        parts: Iterable[Any] = module.modules()
+        needed |= {part.base_layer.weight for part in parts if getattr(part, "lora_magnitude_vector", None)}
         for part in module.modules():
             if isinstance(part, nn.Linear | nn.Conv2d):
                 for parameter in part.parameters(recurse=False):
-                    if not parameter.requires_grad and parameter not in tables:
+                    if not parameter.requires_grad and parameter not in needed:
                         if not for_good:
                             self._originals.append((parameter, parameter.data.cpu()))
                         parameter.data = parameter.data.to(dtype)
