@@ -11,6 +11,7 @@ from pydantic import model_validator
 from florence2ner.config.caption_options import ImageOptions, OutputOptions, TextOptions
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
 from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
+from florence2ner.config.optimizer_options import OptimizerOptions
 from florence2ner.config.options import (
     BatchOptions,
     GenerationOptions,
@@ -24,8 +25,6 @@ from florence2ner.config.train_options import (
     CheckpointOptions,
     DatasetOptions,
     EvaluationOptions,
-    FreezingOptions,
-    ScheduleOptions,
     TagOptions,
     TrainingOptions,
     TrainMachineOptions,
@@ -41,9 +40,8 @@ class TrainConfig(
     TrainMachineOptions,
     GenerationOptions,
     EvaluationOptions,
-    ScheduleOptions,
+    OptimizerOptions,
     TrainingOptions,
-    FreezingOptions,
     ModelOptions,
     TagOptions,
     LengthOptions,

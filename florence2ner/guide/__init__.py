@@ -7,8 +7,8 @@ from florence2ner.errors import UserError, did_you_mean
 _PAGES = Path(__file__).parent
 # The order in which a newcomer would read the pages; those not named here come last.
 _ORDER = (
-    *("training", "inspect", "resume", "evaluation", "captioning", "checkpoints", "scaling", "speed", "settings"),
-    "house",
+    *("training", "inspect", "resume", "evaluation", "captioning", "optimizers", "checkpoints", "scaling", "speed"),
+    *("settings", "house"),
 )
 
 

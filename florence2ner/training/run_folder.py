@@ -37,7 +37,10 @@ from florence2ner.inspection.at_start import notes_at_start
 from florence2ner.training.streaming import check_same_shards, find_shards
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
-_FIXED = ("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats")
+_FIXED = (
+    *("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats"),
+    *("optimizer", "optimizer_args", "vision_lr", "other_lr", "layer_decay", "weights_dtype"),
+)
 
 # Those that a resumed run keeps where the command says nothing.
 _KEPT = {"model_name", "warmup_steps"}

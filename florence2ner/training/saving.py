@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -11,6 +12,7 @@ from florence2ner.engine.run_files import TrainState, checkpoint_step, list_chec
 from florence2ner.engine.sharding import is_sharded, whole_state_dict
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
+from florence2ner.optim.averaging import averaged_weights, averages
 from florence2ner.training.context import Context
 from florence2ner.training.streaming import furthest
 
@@ -18,7 +20,14 @@ from florence2ner.training.streaming import furthest
 class Checkpoints:
     """Writes the checkpoints of a run. `last` is the newest one, or None."""
 
-    def __init__(self, context: Context, captioner: Captioner, prepared: nn.Module, resumed_from: int | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        captioner: Captioner,
+        prepared: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        resumed_from: int | None,
+    ) -> None:
         """`prepared` is the captioner as Accelerate wrapped it.
 
         The checkpoint of step `resumed_from` is never deleted.
@@ -26,6 +35,7 @@ class Checkpoints:
         self._context = context
         self._captioner = captioner
         self._prepared = prepared
+        self._optimizer = optimizer
         config = context.config
         spared = () if resumed_from is None else (resumed_from,)
         self._retention = Retention(config.save_total_limit, states=config.keep_states, spared=spared)
@@ -50,7 +60,8 @@ class Checkpoints:
 
             def export(directory: Path) -> None:
                 model, processor = self._captioner.model, self._captioner.processor
-                save_model(model, processor, directory, layout=config.export_layout, weights=weights)
+                with averaged_weights(self._optimizer):
+                    save_model(model, processor, directory, layout=config.export_layout, weights=weights)
 
             self.last = save_checkpoint(
                 accelerator,
@@ -58,7 +69,7 @@ class Checkpoints:
                 state,
                 export,
                 retention=self._retention,
-                with_weights=config.export_layout != "native",
+                with_weights=config.export_layout != "native" or averages(self._optimizer),
             )
         return self.last
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from florence2ner.config.commands import TrainConfig
@@ -27,9 +28,11 @@ from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.tasks import doubt_about
+from florence2ner.optim.averaging import averaged_weights
 from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
+from florence2ner.training.optimization import check_optimizer
 from florence2ner.training.progress import Progress
 from florence2ner.training.run_folder import (
     Start,
@@ -99,13 +102,15 @@ def train(config: TrainConfig) -> Path:
         state.unreadable = sorted({*state.unreadable, *filled.unreadable})
         timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
         bar = stack.enter_context(context.display.bar("training", total=data.total_steps, completed=state.step))
-        checkpoints = Checkpoints(context, captioner, step.model, state.step if start.checkpoint else None)
+        resumed_from = state.step if start.checkpoint else None
+        checkpoints = Checkpoints(context, captioner, step.model, step.optimizer, resumed_from)
         run = _Run(
             context=context,
             state=state,
             timetable=timetable,
             signals=signals,
             model=step.model,
+            optimizer=step.optimizer,
             progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
             validation=Validation(context, state, timetable, captioner, samples.eval, filled.features),
             checkpoints=checkpoints,
@@ -126,6 +131,7 @@ class _Run:
     timetable: Timetable
     signals: StopSignals
     model: nn.Module  # as Accelerate wrapped it
+    optimizer: torch.optim.Optimizer
     progress: Progress
     validation: Validation
     checkpoints: Checkpoints
@@ -186,7 +192,8 @@ class _Run:
     def _evaluate(self) -> None:
         """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
-        self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
+        with averaged_weights(self.optimizer):
+            self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
 
     def _is_patience_over(self) -> bool:
         config = self.context.config
@@ -228,6 +235,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_equal(accelerator, facts)
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes, context = accelerator.num_processes, Context(config, accelerator, display)
+    check_optimizer(context)
     order: DataOrder
     if start.shards:
         settle_lanes(context, start.state)
