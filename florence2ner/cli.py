@@ -93,11 +93,18 @@ def _fail(message: str, code: int = 2) -> None:
     sys.exit(code)
 
 
-def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., int | None]], None]:
-    """Register `run(config)` as a command whose flags are the fields of `config`, plus `--config FILE`."""
+def _command(
+    config: type[Config], *, name: str, listing: dict[str, Any] | None = None
+) -> Callable[[Callable[..., int | None]], None]:
+    """Register `run(config)` as a command whose flags are the fields of `config`, plus `--config FILE`.
+
+    `listing` are annotations of flags that print something and end the command.
+    """
 
     def register(run: Callable[..., int | None]) -> None:
         def command(**given: Any) -> None:
+            for flag in listing or {}:
+                given.pop(flag)
             config_file = given.pop("config", None) or _settings_of_run(given.get("resume"))
             flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
             exit_code = run(load_config(config, flags, config_file))
@@ -106,6 +113,7 @@ def _command(config: type[Config], *, name: str) -> Callable[[Callable[..., int 
                 raise typer.Exit(exit_code)
 
         parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
+        parameters += [_keyword(flag, annotation) for flag, annotation in (listing or {}).items()]
         # Typer reads signature and annotations, and takes the docstring as the help text.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -176,7 +184,25 @@ def _shown(default: Any) -> str | bool:
     return "none" if default is None else str(default) if isinstance(default, (int, float, str, Path)) else False
 
 
-@_command(TrainConfig, name="train")
+def _list_optimizers(wanted: bool | None) -> None:
+    if wanted:
+        from florence2ner.optim.catalog import describe_optimizers
+
+        print("\n".join(describe_optimizers()))
+        raise typer.Exit
+
+
+_OPTIMIZERS = typer.Option(
+    "--list-optimizers",
+    help="Print the names that --optimizer takes, and end.",
+    callback=_list_optimizers,
+    is_eager=True,
+    rich_help_panel="Optimizer",
+    metavar="",
+)
+
+
+@_command(TrainConfig, name="train", listing={"list_optimizers": Annotated[bool | None, _OPTIMIZERS]})
 def _train(config: TrainConfig) -> None:
     """Fine-tune Florence-2 on a folder of images and captions."""
     from florence2ner.training.train import train

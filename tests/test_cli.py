@@ -257,3 +257,16 @@ def test_nothing_but_our_own_lines_reaches_the_user(cold_start: ColdStart, shape
         for line in errors.splitlines():
             assert any(re.fullmatch(pattern, line) for pattern in OWN_LINES[name]), f"{name}: {line}"
         assert errors
+
+
+def test_the_optimizers_are_listed_without_a_dataset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["florence2ner", "train", "--list-optimizers"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    printed = capsys.readouterr()
+    assert not printed.err
+    names = [line.split(maxsplit=1)[0] for line in printed.out.splitlines()]
+    assert {"adamw", "muon", "cadamw", "optimi_adamw", "came", "bnb_adamw8bit", "schedulefree_adamw"} <= {*names}

@@ -12,6 +12,7 @@ from florence2ner.config.caption_options import ImageOptions, OutputOptions, Tex
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
 from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
 from florence2ner.config.lora_options import LORA_FREEZES, VISION_TARGETS, LoraOptions
+from florence2ner.config.optimizer_options import OptimizerOptions
 from florence2ner.config.options import (
     BatchOptions,
     GenerationOptions,
@@ -26,12 +27,11 @@ from florence2ner.config.train_options import (
     CheckpointOptions,
     DatasetOptions,
     EvaluationOptions,
-    FreezingOptions,
-    ScheduleOptions,
     TagOptions,
     TrainingOptions,
     TrainMachineOptions,
 )
+from florence2ner.optim.catalog import SCHEDULE_FREE
 
 _LONGEST_NAME = 100  # of a run that has none of its own, in characters
 
@@ -43,11 +43,10 @@ class TrainConfig(
     TrainMachineOptions,
     GenerationOptions,
     EvaluationOptions,
-    ScheduleOptions,
     AveragingOptions,
     RegularizationOptions,
+    OptimizerOptions,
     TrainingOptions,
-    FreezingOptions,
     LoraOptions,
     ModelOptions,
     TagOptions,
@@ -73,6 +72,14 @@ class TrainConfig(
     def _lora_freezes(self) -> Self:
         if self.lora_rank is not None and (name := self.freezing_changed):
             raise ValueError(f"{name} does nothing with LoRA, {LORA_FREEZES}")
+        if self.lora_rank is not None and self.weights_dtype == "bf16":
+            raise ValueError("weights_dtype: bf16 saves next to nothing with LoRA, whose weights are few: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_once(self) -> Self:
+        if self.ema_decay is not None and self.optimizer.startswith(SCHEDULE_FREE):
+            raise ValueError(f"{self.optimizer} averages the weights already: leave out ema_decay")
         return self
 
     @model_validator(mode="after")

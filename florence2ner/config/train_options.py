@@ -173,7 +173,7 @@ class TrainingOptions(Config):
     train_batch_size: int = option(16, "Images per micro-batch and process.", ge=1)
     gradient_accumulation_steps: int = option(16, "Micro-batches per optimizer update.", ge=1)
     clip_grad_norm: float | None = option(1.0, "Largest gradient norm; none: no clipping.", gt=0)
-    weight_decay: float = option(1e-5, "AdamW weight decay; 1-d parameters are exempt.", ge=0)
+    weight_decay: float = option(1e-5, "Weight decay of the optimizer; 1-d parameters are exempt.", ge=0)
     seed: int = option(42, "Seed of the split, the order of the images, dropout and sampled captions.", ge=0, lt=2**32)
     group_by_length: bool = option(
         False, "Put captions of like length into the same batch: less padding, a little less random."

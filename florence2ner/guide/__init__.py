@@ -7,7 +7,18 @@ from florence2ner.errors import UserError, did_you_mean
 _PAGES = Path(__file__).parent
 # The order in which a newcomer would read the pages; those not named here come last.
 _ORDER = (
-    *("training", "inspect", "resume", "evaluation", "captioning", "lora", "checkpoints", "scaling", "speed"),
+    *(
+        "training",
+        "inspect",
+        "resume",
+        "evaluation",
+        "captioning",
+        "lora",
+        "optimizers",
+        "checkpoints",
+        "scaling",
+        "speed",
+    ),
     *("settings", "house"),
 )
 

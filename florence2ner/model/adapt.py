@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration
@@ -40,6 +41,26 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(
         trainable=sum(p.numel() for p in parameters if p.requires_grad), total=sum(p.numel() for p in parameters)
     )
+
+
+def tower_depths(tower: nn.Module) -> dict[nn.Parameter, int]:
+    """Of each weight of a vision tower, how many blocks come after its own, by timm's rule for its DaViT.
+
+    The downsampling in front of a stage belongs to the stage's first block, the stem stands alone.
+    """
+    from timm.models import group_parameters  # a slow import: only in training
+
+    rule = {"stem": r"^convs\.0", "blocks": [(r"^convs\.(\d+)", (0,)), (r"^blocks\.(\d+)\.(\d+)", None)]}
+    layers: dict[str, int] = group_parameters(tower, rule, reverse=True)
+    last = max(layers.values())
+    return {parameter: last - layers[name] for name, parameter in tower.named_parameters()}
+
+
+def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights that are trained to `dtype`, in place: their gradients and the optimizer's state follow."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from florence2ner.model.adapt import checkpoint_gradients, freeze
+from florence2ner.model.adapt import cast_trained, checkpoint_gradients, freeze
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.kernels.attention import use_fast_attention
@@ -50,6 +50,7 @@ def load_captioner(
     device: torch.device,
     frozen: Frozen = EVERYTHING,
     dtype: torch.dtype | None = None,
+    trained_dtype: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
     compiled: bool = False,
     channels_last: bool = True,
@@ -62,6 +63,7 @@ def load_captioner(
         device=device,
         frozen=frozen,
         dtype=dtype,
+        trained_dtype=trained_dtype,
         gradient_checkpointing=gradient_checkpointing,
         compiled=compiled,
         channels_last=channels_last,
@@ -75,6 +77,7 @@ def build_captioner(
     device: torch.device,
     frozen: Frozen = EVERYTHING,
     dtype: torch.dtype | None = None,
+    trained_dtype: torch.dtype | None = None,
     gradient_checkpointing: bool = False,
     compiled: bool = False,
     channels_last: bool = True,
@@ -82,13 +85,14 @@ def build_captioner(
     """A captioner on `device`, in evaluation mode. `model` is changed in place and becomes a part of it.
 
     Of a model with adapters only these are trained, in the parts that are not `frozen`. `dtype` is the dtype that
-    autocast casts to; None where it is off, or where all weights must have one dtype (sharding).
+    autocast casts to; None where it is off, or where all weights must have one dtype (sharding). `trained_dtype` is
+    that of the trained weights; None leaves them as they are.
 
     The order of the steps matters:
     1. Freeze, and enable gradient checkpointing: the later steps look at `requires_grad`.
     2. Replace kernels, in the layers that step 1 has left.
     3. Move to the device, so that step 4 makes its copies there.
-    4. Cast the frozen weights, and only those.
+    4. Cast the frozen weights, and with `trained_dtype` the trained ones.
     5. Compile last: the compiler must see every hook, and on a CPU it compiles frozen weights in as constants.
     """
     freeze(model, vision=frozen.vision, language=frozen.language, other=frozen.other)
@@ -105,6 +109,8 @@ def build_captioner(
         model.model.vision_tower.to(memory_format=torch.channels_last)
 
     captioner = Captioner(model, processor).to(device)
+    if trained_dtype:
+        cast_trained(captioner, trained_dtype)
     if dtype:
         captioner.frozen_weights.cast(captioner, dtype, for_good=frozen.everything)
     if compiled:

@@ -107,6 +107,7 @@ class Progress:
             "train/images_per_second": sum(update.samples for update in self._unlogged) / self._seconds,
             "train/skipped_updates": state.skipped_updates,
         }
+        figures |= {f"train/learning_rate_{part}": rate for part, rate in newest.part_rates.items()}
         if self._epoch_size:
             figures["train/epoch"] = state.samples_seen / self._epoch_size
         if state.unlogged_tokens:

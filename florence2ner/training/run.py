@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
+from torch.optim import Optimizer
 
 from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.display import Bar
@@ -12,6 +13,7 @@ from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted
 from florence2ner.model.captioner import Captioner
+from florence2ner.optim.schedule_free import averaged_weights
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
@@ -33,6 +35,7 @@ class Run:
     timetable: Timetable
     signals: StopSignals
     model: nn.Module  # as Accelerate wrapped it
+    optimizer: Optimizer
     progress: Progress
     validation: Validation
     checkpoints: Checkpoints
@@ -97,7 +100,8 @@ class Run:
     def _evaluate(self) -> None:
         """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
-        self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
+        with averaged_weights(self.optimizer):
+            self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
 
     def _is_patience_over(self) -> bool:
         config = self.context.config
@@ -140,6 +144,7 @@ def assemble(
         timetable=timetable,
         signals=signals,
         model=step.model,
+        optimizer=step.optimizer,
         progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
         validation=Validation(
             context, state, timetable, captioner, data.split.eval, features, step.average, card, callbacks

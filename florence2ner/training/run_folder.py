@@ -40,6 +40,7 @@ from florence2ner.training.streaming import check_same_shards, find_shards
 _FIXED = (
     *("seed", "freeze_vision", "freeze_language", "freeze_other", "kohya_repeats"),
     *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "use_dora", "use_rslora"),
+    *("optimizer", "optimizer_args", "vision_lr", "other_lr", "layer_decay", "weights_dtype"),
 )
 
 # Those that a resumed run keeps where the command says nothing.

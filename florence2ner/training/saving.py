@@ -16,6 +16,7 @@ from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
 from florence2ner.model.lora import is_adapted
+from florence2ner.optim.schedule_free import averaged_weights, averages
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
@@ -69,7 +70,7 @@ class Checkpoints:
             def export(directory: Path) -> None:
                 model, processor = self._captioner.model, self._captioner.processor
                 average = self._step.average if config.exports_average else None
-                with average.in_place() if average else nullcontext():
+                with averaged_weights(self._step.optimizer), average.in_place() if average else nullcontext():
                     save_model(model, processor, directory, layout=config.export_layout, weights=weights)
                 write_text(directory / CARD_FILE, self._card.text(state))
 
@@ -80,7 +81,8 @@ class Checkpoints:
                 export,
                 retention=self._retention,
                 with_weights=(config.export_layout != "native" and not is_adapted(self._captioner.model))
-                or config.exports_average,
+                or config.exports_average
+                or averages(self._step.optimizer),
             )
         self._callbacks.saved(state.step, self.last)
         return self.last

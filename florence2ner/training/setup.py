@@ -30,10 +30,11 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.checkpoints.original import check_original
 from florence2ner.optim.average import WeightAverage
-from florence2ner.optim.optimizers import build_optimizer
+from florence2ner.optim.schedule_free import averages
 from florence2ner.optim.schedules import Schedule
 from florence2ner.training.context import Context
 from florence2ner.training.lora import check_lora, settle_lora
+from florence2ner.training.optimization import make_optimizer, trained_dtype
 from florence2ner.training.run_folder import Start
 from florence2ner.training.step import UpdateStep, token_losses
 from florence2ner.training.streaming import make_stream, stream_order
@@ -54,6 +55,7 @@ def build_model(context: Context, start: Start) -> Captioner:
         device=accelerator.device,
         frozen=frozen,
         dtype=autocast_dtype(accelerator),
+        trained_dtype=trained_dtype(config),
         gradient_checkpointing=config.gradient_checkpointing,
         compiled=config.compile,
         # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
@@ -140,7 +142,7 @@ def build_step(
     Every process must call this. Nothing may change the layers of `captioner` afterwards.
     """
     config, accelerator = context.config, context.accelerator
-    optimizer = build_optimizer(captioner, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = make_optimizer(config, captioner)
     leave_whole(accelerator, captioner, captioner.frozen_parts)
     # DeepSpeed saves frozen weights too, and looks for them in each process now.
     with captioner.as_loaded() if uses_deepspeed(accelerator) else nullcontext():
@@ -161,6 +163,8 @@ def build_step(
         # The settings of this command win over those in the checkpoint.
         for group, (lr, decay) in zip(optimizer.param_groups, wanted, strict=True):
             group |= {"initial_lr": lr, "weight_decay": decay}
+    if averages(optimizer):
+        prepared_optimizer.train()
     # Not prepared by Accelerate, which would step it once per process. Its only state is the number of updates.
     schedule = LambdaLR(optimizer, schedule_of(config, total_steps), last_epoch=start.state.step - 1)
     parts = accelerator, prepared, prepared_optimizer, schedule, token_losses

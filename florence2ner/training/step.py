@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from florence2ner.engine.sharding import whole
 from florence2ner.optim.average import WeightAverage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """The result of one optimizer update, over all processes."""
 
@@ -27,6 +27,7 @@ class Update:
     samples: int  # samples of all processes
     gradient_norm: float  # before clipping
     learning_rate: float
+    part_rates: dict[str, float] = field(default_factory=dict)  # of parts of the model with one of their own
     signal: int | None = None  # that any process has received; the highest number of several
     skipped: bool = False  # weights and optimizer are as they were
     suspects: tuple[str, ...] = ()  # images that may have caused this; () where fp16's loss scale was merely too large
@@ -92,7 +93,7 @@ class UpdateStep:
                 del losses  # and with it the graph: its memory is free for the next forward
         gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
         loss_sum, norm, tokens, samples, signal = self._read(torch.cat(sample_losses).sum(), gradient_norm, counts)
-        learning_rate = float(self.schedule.get_last_lr()[0])
+        rates = self._rates()
         suspects: tuple[str, ...] = ()
         if finite := math.isfinite(loss_sum) and math.isfinite(norm):
             self.optimizer.step()
@@ -109,11 +110,20 @@ class UpdateStep:
             tokens=int(tokens),
             samples=int(samples),
             gradient_norm=norm,
-            learning_rate=learning_rate,
+            learning_rate=rates.pop("", 0.0),
+            part_rates=rates,
             signal=int(signal) or None,
             skipped=not finite,
             suspects=suspects,
         )
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of each part that has its own, and of the others under ""; the highest of its layers."""
+        rates: dict[str, float] = {}
+        for group, rate in zip(self.schedule.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            part = group.get("part", "")
+            rates[part] = max(float(rate), rates.get(part, 0.0))
+        return rates
 
     def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[str, ...]:
         """Names of the images, in all processes, whose loss is not finite; where there is none, of all images."""

@@ -29,6 +29,7 @@ from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.lora import write_merged
+from florence2ner.training.optimization import check_optimizer
 from florence2ner.training.result import TrainResult, result_of
 from florence2ner.training.run import assemble
 from florence2ner.training.run_folder import (
@@ -134,6 +135,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_equal(accelerator, facts)
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes, context = accelerator.num_processes, Context(config, accelerator, display)
+    check_optimizer(context)
     order: DataOrder
     if start.shards:
         settle_lanes(context, start.state)

@@ -51,6 +51,11 @@ def load(folder: Path, **flags: Any) -> TrainConfig:
             {"early_stopping_patience": 3, "eval_steps": None},
             "early_stopping_patience needs evaluations: set eval_steps",
         ),
+        ({"lora_rank": 4, "weights_dtype": "bf16", "optimizer": "optimi_adamw"}, "saves next to nothing with LoRA"),
+        (
+            {"ema_decay": 0.9, "optimizer": "schedulefree_adamw", "lr_schedule": "constant"},
+            "schedulefree_adamw averages the weights already: leave out ema_decay",
+        ),
         ({"run_name": ""}, "run_name: must be the name of one folder, without slashes"),
         ({"run_name": ".."}, "run_name: must be the name of one folder, without slashes, not '..'"),
         ({"run_name": "runs/"}, "run_name: must be the name of one folder, without slashes, not 'runs/'"),

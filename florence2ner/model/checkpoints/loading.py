@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from florence2ner.model.checkpoints.files import one_line, read_json, read_state
 from florence2ner.model.checkpoints.native import load_native, load_native_processor, save_native
 from florence2ner.model.checkpoints.original import is_original, load_original, load_original_processor, save_original
 from florence2ner.model.checkpoints.original_config import original_to_native_config
+from florence2ner.model.kernels.precision import computing_in_float32
 from florence2ner.model.lora import is_adapted, merge_lora
 
 Layout = Literal["native", "original"]
@@ -204,7 +205,11 @@ def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
     The copy stays on the CPU, since a device may hardly hold one model in training. Compiled parts of the model run
     uncompiled, as they would be compiled again for this image's size.
     """
-    reloaded, processor = load_model(directory, dtype=model.dtype)
+    # A model in several dtypes (bf16 where it is trained) is compared in float32, in which devices differ little.
+    tensors = (*model.parameters(), *model.buffers())
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    reloaded, processor = load_model(directory, dtype=dtype)
     # In the memory format of the model, which affects rounding, and in half precision by far more than the tolerance.
     if next(model.model.vision_tower.parameters()).is_contiguous(memory_format=torch.channels_last):
         reloaded.model.vision_tower.to(memory_format=torch.channels_last)
@@ -212,9 +217,13 @@ def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
     modes = {module: module.training for module in model.modules()}
     try:
         model.set_attn_implementation(dict.fromkeys(kernels, "sdpa"))  # flash attention can't do float32
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.compiler.set_stance("force_eager"):
-            expected = _probe(model.eval(), model.config.image_token_id).cpu()
-        written = _probe(reloaded, processor.image_token_id)
+        with (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            torch.compiler.set_stance("force_eager"),
+            computing_in_float32(model) if dtypes else nullcontext(),
+        ):
+            expected = _probe(model.eval(), model.config.image_token_id, dtype).cpu()
+        written = _probe(reloaded, processor.image_token_id, dtype)
     finally:
         model.set_attn_implementation(kernels)
         for module, training in modes.items():  # frozen parts stay in evaluation mode while the rest trains
@@ -225,14 +234,15 @@ def _check(model: Florence2ForConditionalGeneration, directory: Path) -> None:
         raise UserError(f"what was written to {directory} differs from the model by {difference:.2g} in the logits")
 
 
-def _probe(model: Florence2ForConditionalGeneration, image_token_id: int) -> Tensor:
+def _probe(model: Florence2ForConditionalGeneration, image_token_id: int, dtype: torch.dtype) -> Tensor:
     """float32 logits (1, 8, vocabulary) for a small image, a prompt and a caption, all random but always the same."""
     stride = 1
     for factor in model.config.vision_config.patch_stride:
         stride *= factor
     side = 4  # of the vision tower's feature map, in positions
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 3, side * stride, side * stride, generator=generator).to(model.device, model.dtype)
+    pixels = torch.randn(1, 3, side * stride, side * stride, generator=generator)
+    pixels = pixels.bfloat16().to(model.device, dtype)  # a tower in bf16 would round them
     ids = torch.randint(4, 200, (1, 8), generator=generator)
     image = torch.full((1, 1 + side**2), image_token_id)
     logits: Tensor = model(

@@ -1,4 +1,4 @@
-"""Casts frozen weights to autocast's dtype once, so that autocast doesn't cast them in every step."""
+"""Precision of weights: frozen ones cast to autocast's dtype in advance, and any computed with in float32."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,3 +43,35 @@ class FrozenWeights:
         finally:
             for (parameter, _), data in zip(self._originals, cast, strict=True):
                 parameter.data = data
+
+
+@contextmanager
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """A context manager in which the layers of `model` compute in float32, whatever dtypes their weights have.
+
+    Only the weights of the layer that runs are in float32: there is no second copy of the model. What the model itself
+    casts to the dtype of a weight is rounded, as the pixels are.
+    """
+    narrow: dict[nn.Parameter, Tensor] = {}
+
+    def widen(layer: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+        for parameter in layer.parameters(recurse=False):
+            if parameter.dtype != torch.float32:
+                narrow[parameter] = parameter.data
+                parameter.data = parameter.data.float()
+        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+    def restore(layer: nn.Module, *_: object) -> None:
+        for parameter in layer.parameters(recurse=False):
+            if parameter in narrow:
+                parameter.data = narrow.pop(parameter)
+
+    hooks = []
+    for layer in model.modules():
+        if any(True for _ in layer.parameters(recurse=False)):
+            hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(restore, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from florence2ner.model.build import Frozen, build_captioner
 from florence2ner.model.inputs import Pixels, Text
+from florence2ner.model.kernels.precision import computing_in_float32
 from tests.model.support import model_inputs
 
 
@@ -35,3 +36,17 @@ def test_lowered_weights_change_nothing_and_come_back(built_model: tuple[Any, An
     with captioner.as_loaded():
         torch.testing.assert_close(captioner.state_dict(), weights, rtol=0, atol=0)
     assert torch.equal(losses(), before)
+
+
+def test_a_model_of_any_dtypes_computes_in_float32_and_stays_as_it_is(built_model: tuple[Any, Any]) -> None:
+    model = copy.deepcopy(built_model[0]).eval()
+    for number, parameter in enumerate(model.parameters()):
+        if number % 2:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    wide, before = copy.deepcopy(model).float(), copy.deepcopy(model.state_dict())
+    inputs = model_inputs(built_model[1])
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16().float()
+    with torch.no_grad(), computing_in_float32(model):
+        assert torch.equal(model(**inputs).logits, wide(**inputs).logits)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32, torch.bfloat16}
