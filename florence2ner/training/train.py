@@ -80,6 +80,7 @@ def train(config: TrainConfig) -> Path:
             context.display.warn_once(warning)
         if reason := why_it_is_over(config, start, data.total_steps):
             context.display.say(reason)
+            write_merged(context)
             assert start.checkpoint is not None
             return start.checkpoint
         check_warmup(config, data.total_steps)
@@ -113,8 +114,7 @@ def train(config: TrainConfig) -> Path:
         )
         run.go(loader, step)
         run.progress.report_faults()
-        if config.lora_merge:
-            write_merged(context)
+        write_merged(context)
     assert checkpoints.last is not None
     context.display.say(f"done: {checkpoints.last}")
     return checkpoints.last
