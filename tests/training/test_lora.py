@@ -151,14 +151,14 @@ def test_what_makes_no_sense_is_refused_before_anything_is_written(
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(make_config: MakeConfig, start: Start, tmp_path: Path) -> None:
-    settings = SHORT | {"lora_targets": "all", "max_steps": 3, "gradient_accumulation_steps": 1, "lora_merge": True}
+    settings = SHORT | {"lora_targets": "all", "gradient_accumulation_steps": 1, "lora_merge": True}
     one = make_config(run_name="one", train_batch_size=4, **settings)
     two = make_config(run_name="two", train_batch_size=2, **settings)
     train(one)
     finish(start("florence2ner", "train", "--config", write(two, tmp_path), processes=2))
     for name in ("train/loss", "train/gradient_norm"):
         expected = figures(one.run_dir, name)
-        assert len(expected) == 3
+        assert len(expected) == 2
         assert figures(two.run_dir, name) == pytest.approx(expected, rel=1e-4)
     assert (two.run_dir / "merged" / "model.safetensors").is_file()
 
