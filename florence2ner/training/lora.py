@@ -57,11 +57,13 @@ def settle_lora(context: Context, model: Florence2ForConditionalGeneration, name
 
 
 def write_merged(context: Context) -> None:
-    """Write the whole model of the run's best checkpoint, else of its newest, to merged/ in the run folder.
+    """Write the whole model of the run's best checkpoint, else of its newest, to merged/, where that is asked for.
 
     Every process must call this. What was there is replaced. Raises UserError as `convert` does.
     """
     config = context.config
+    if not config.lora_merge:
+        return
 
     def write() -> None:
         if context.accelerator.is_main_process:

@@ -78,6 +78,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
             context.display.warn_once(warning)
         if reason := why_it_is_over(config, start, data.total_steps):
             context.display.say(reason)
+            write_merged(context)
             assert start.checkpoint is not None
             return result_of(context, start.state, start.checkpoint)
         check_warmup(config, data.total_steps)
@@ -102,8 +103,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         run = assemble(context, start, captioner, data, step, filled.features, bar, signals, card, told)
         run.go(loader, step)
         run.progress.report_faults()
-        if config.lora_merge:
-            write_merged(context)
+        write_merged(context)
         last = run.checkpoints.last
         assert last is not None
         context.display.say(f"done: {last}")

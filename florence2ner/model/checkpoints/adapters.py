@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ def is_adapter(directory: Path) -> bool:
     return (directory / _CONFIG).is_file()
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as its files have it, in either layout."""
+
+    directory: Path
+    base: str  # name or path of the model that it belongs to
+    config: Any  # a peft.LoraConfig
+    tensors: dict[str, Tensor]  # by their names in the file
+
+
+def read_adapter(directory: Path) -> Adapter:
+    """Read an adapter. Raises UserError where it is damaged, or of another kind than LoRA, or peft isn't there."""
+    path = directory / _CONFIG
+    base = base_of(directory)
+    kind = read_json(path).get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{path} is of the kind {kind}: only LORA can be read")
+    peft = import_peft()
+    try:
+        config = peft.LoraConfig.from_pretrained(str(directory))
+    except Exception as error:  # what the file holds can raise anything
+        raise UserError(f"{path} can't be read ({one_line(error)}): copy it from the adapter's source") from error
+    return Adapter(directory, base, config, read_tensors(directory / _WEIGHTS))
+
+
 def base_of(directory: Path) -> str:
     """The name or path of the model that an adapter belongs to. Raises UserError where the adapter doesn't say it."""
     base = read_json(directory / _CONFIG).get("base_model_name_or_path")
@@ -34,44 +60,35 @@ def base_of(directory: Path) -> str:
     return base
 
 
-def attach_adapter(model: Florence2ForConditionalGeneration, directory: Path) -> None:
-    """Put the adapter of a directory beside the layers of `model`, its base. The adapter may be in either layout.
-
-    Raises UserError for an adapter that is damaged, of another kind than LoRA, or made for another base.
-    """
-    config = _read_config(directory)
-    tensors = read_adapter_tensors(directory)
+def attach_adapter(model: Florence2ForConditionalGeneration, adapter: Adapter) -> None:
+    """Put an adapter beside the layers of `model`, its base. Raises UserError for one that was made for another."""
+    directory, config = adapter.directory, copy.copy(adapter.config)
     natives = {_original_layer(name): name for name in linear_layers(model)}
     named: dict[str, Tensor] = {}
-    original = False
-    for name, tensor in tensors.items():
+    original = set()  # layers that are named as in Microsoft's code
+    for name, tensor in adapter.tensors.items():
         match = _MATRIX.fullmatch(name.removeprefix(_PREFIX))
         if match is None:
             raise UserError(f"{directory} holds {name}, which is no adapter of a linear layer: it can't be read here")
         layer, matrix = match.groups()
-        original |= layer in natives
+        if layer in natives:
+            original.add(natives[layer])
         named[f"{natives.get(layer, layer)}.{matrix}"] = tensor
     if original:
         if config.rank_pattern or config.alpha_pattern:
             raise UserError(f"{directory} has ranks or alphas of its own for some layers: that can't be read here")
-        config.target_modules = sorted({_MATRIX.fullmatch(name)[1] for name in named})  # type: ignore[index]
+        config.target_modules = sorted(original)
     peft = import_peft()
     try:
         inject(model, config)
     except Exception as error:  # peft raises anything for layers that are not there, or for kinds that it can't inject
-        raise UserError(f"the adapter {directory} does not fit {base_of(directory)}: {one_line(error)}") from error
-    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    if problem := _misfit(named, expected):
+        raise UserError(f"the adapter {directory} does not fit {adapter.base}: {one_line(error)}") from error
+    if problem := _misfit(named, peft.get_peft_model_state_dict(model, save_embedding_layers=False)):
         raise UserError(
-            f"the adapter {directory} does not fit {base_of(directory)}: {problem}; it was made for another model, or "
-            "is damaged"
+            f"the adapter {directory} does not fit {adapter.base}: {problem}; it was made for another model, or is "
+            "damaged"
         )
     peft.set_peft_model_state_dict(model, named)
-
-
-def read_adapter_tensors(directory: Path) -> dict[str, Tensor]:
-    """The matrices of an adapter by their names in the file. Raises UserError where they are missing or damaged."""
-    return read_tensors(directory / _WEIGHTS)
 
 
 def save_adapter(
@@ -128,20 +145,6 @@ def _to_original(layer: str) -> str:
 def _original_layer(layer: str) -> str | None:
     renamed = original_name(f"{layer}.weight")
     return renamed.removesuffix(".weight") if renamed.endswith(".weight") else None
-
-
-def _read_config(directory: Path) -> Any:
-    """The `peft.LoraConfig` of an adapter. Raises UserError where it can't be read or is of another kind."""
-    path = directory / _CONFIG
-    kind = read_json(path).get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"{path} is of the kind {kind}: only LORA can be read")
-    try:
-        return import_peft().LoraConfig.from_pretrained(str(directory))
-    except UserError:
-        raise
-    except Exception as error:  # what the file holds can raise anything
-        raise UserError(f"{path} can't be read ({one_line(error)}): copy it from the adapter's source") from error
 
 
 def _misfit(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

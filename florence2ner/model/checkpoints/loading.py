@@ -19,7 +19,7 @@ from florence2ner.model.checkpoints.adapters import (
     attach_adapter,
     base_of,
     is_adapter,
-    read_adapter_tensors,
+    read_adapter,
     save_adapter,
 )
 from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, weight_files
@@ -74,9 +74,9 @@ def load_model(
     unreadable.
     """
     directory = _locate(str(name_or_path))
-    adapter = directory if is_adapter(directory) else None
+    adapter = read_adapter(directory) if is_adapter(directory) else None
     if adapter:
-        directory = _base_directory(adapter)
+        directory = _base_directory(directory)
     load = load_original if is_original(directory) else load_native
     model, processor = load(directory, dtype=None if adapter else dtype, attn_implementation=attn_implementation)
     if adapter:
@@ -192,7 +192,7 @@ def _base_directory(adapter: Path, *, weights: bool = True) -> Path:
 def _stored_dtype(directory: Path) -> torch.dtype:
     """The narrowest dtype that holds all floating-point weights of a model's files exactly, an adapter's included."""
     whole = _base_directory(directory) if is_adapter(directory) else directory
-    adapter = read_adapter_tensors(directory) if whole != directory else {}
+    adapter = read_adapter(directory).tensors if whole != directory else {}
     tensors = (*read_state_dict(whole).values(), *adapter.values())
     kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     return reduce(torch.promote_types, kinds) if kinds else torch.float32

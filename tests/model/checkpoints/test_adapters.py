@@ -154,7 +154,7 @@ def test_convert_writes_the_whole_model_in_full_precision(
     saved: dict[str, Path], model: Model, base: Path, tmp_path: Path, layout: str
 ) -> None:
     half = tmp_path / "half"
-    convert(str(base), half, layout="native", dtype="fp16")
+    convert(str(base), half, layout=layout, dtype="fp16")
     adapter = Path(shutil.copytree(saved["native"], tmp_path / "adapter"))
     edit_json(adapter, "adapter_config.json", lambda config: config.update(base_model_name_or_path=str(half)))
     convert(str(adapter), tmp_path / "whole", layout=layout)

@@ -16,8 +16,10 @@ from florence2ner.cli import main
 from florence2ner.demo import draw_dataset
 from florence2ner.model.build import build_captioner
 from florence2ner.model.checkpoints import loading
+from florence2ner.model.checkpoints.adapters import save_adapter
 from florence2ner.model.checkpoints.files import read_json
 from florence2ner.model.checkpoints.loading import convert, load_processor, save_model
+from florence2ner.model.lora import Lora, add_lora
 from tests.conftest import ColdStart, MakeConfig, Start
 
 
@@ -151,7 +153,7 @@ def test_a_damaged_native_directory_is_one_line(
 
 @pytest.fixture
 def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A hub of our own on 127.0.0.1 with two repositories, and the list of files that were asked of it."""
+    """A hub of our own on 127.0.0.1 with three repositories, and the list of files that were asked of it."""
     safe, pickled = tmp_path / "repositories" / "florence", tmp_path / "repositories" / "pickled"
     safe.parent.mkdir()
     convert(str(tiny_model), safe, layout="original")
@@ -160,6 +162,10 @@ def hub(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     shutil.copytree(safe, pickled)
     torch.save(load_file(safe / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
+    model, processor = load_model(tiny_model)
+    lora = Lora(rank=2, alpha=2, dropout=0.0, targets="all", dora=False, rslora=False)
+    add_lora(model, lora, base="some/florence", seed=1)
+    save_adapter(model, processor, safe.parent / "adapter", layout="native")
     asked: list[str] = []
     commit = "0" * 39 + "1"
 
@@ -207,17 +213,18 @@ def test_a_hub_id_downloads_what_is_needed_and_never_code(
     home = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1"}
     code = (
         "from pathlib import Path; from florence2ner.model.checkpoints.loading import convert; "
-        "[convert(f'some/{name}', Path(name), layout='native') for name in ('florence', 'pickled')]"
+        "[convert(f'some/{name}', Path(name), layout='native') for name in ('florence', 'pickled', 'adapter')]"
     )
     run = cold_start("-c", code, **home)
     _, errors = run.communicate(timeout=240)
     assert run.returncode == 0, errors
-    for name in ("florence", "pickled"):
+    for name in ("florence", "pickled", "adapter"):
         assert load_model(tmp_path / name)[0].config.model_type == "florence2"
     assert not {name for name in asked if name.endswith((".py", ".md"))}
     assert {name for name in asked if name.endswith((".safetensors", ".bin"))} == {
         "florence/model.safetensors",
         "pickled/pytorch_model.bin",
+        "adapter/adapter_model.safetensors",
     }
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))  # read from the environment at import
     convert("some/florence", tmp_path / "again", layout="native")  # what was downloaded serves without a network
