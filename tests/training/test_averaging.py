@@ -1,5 +1,6 @@
 """A run that averages its weights: what is evaluated, saved and resumed, and how it is trained all the same."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,8 @@ def test_the_average_is_evaluated_and_exported_and_the_run_goes_on_with_its_own_
 ) -> None:
     held_out = tmp_path / "held out"
     draw_dataset(held_out, 3, seed=3)
-    settings = RUN | {"model_name": str(dropout_model), "eval_path": held_out}
+    base = shutil.copytree(dropout_model, tmp_path / "base")
+    settings = RUN | {"model_name": str(base), "eval_path": held_out}
     plain = train(make_config(run_name="plain", **settings))
     whole = train(make_config(run_name="whole", ema_decay=0.6, **settings))
     steps = [f"step-{number}" for number in range(1, 5)]
@@ -58,6 +60,7 @@ def test_the_average_is_evaluated_and_exported_and_the_run_goes_on_with_its_own_
     assert whole.figures["eval/loss"] == pytest.approx(result.loss, rel=1e-6)
     assert whole.figures["eval/loss"] != plain.figures["eval/loss"]
 
+    shutil.rmtree(base)
     fork = train(make_config(run_name="fork", ema_decay=0.6, resume=str(whole.run_dir / "step-2"), **settings))
     assert_same_bits(whole.checkpoint, fork.checkpoint)
     one, other = in_state(whole.checkpoint), in_state(fork.checkpoint)
