@@ -34,6 +34,7 @@ from florence2ner.engine.tracking import rewind_metrics
 from florence2ner.errors import UserError
 from florence2ner.files import METRICS_FILE, check_writable, hold, write_text
 from florence2ner.inspection.at_start import notes_at_start
+from florence2ner.model.checkpoints.original import is_original
 from florence2ner.training.streaming import check_same_shards, find_shards
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
@@ -129,10 +130,10 @@ def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) ->
     split, before = read_split(split_file, roots, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
-    # A native checkpoint holds the weights exactly. One in the original layout may lack embedding rows, and one with
-    # averaged weights has others: its state has the weights then, and the model to load them into is the one that the
-    # run started from.
-    model_name = settings["model_name"] if holds_weights(checkpoint) else str(checkpoint)
+    # A native checkpoint is loaded; where it has averaged weights, its state replaces them. One in the original layout
+    # may lack embedding rows: the model to load its state into is the one that the run started from.
+    lacks_rows = holds_weights(checkpoint) and is_original(checkpoint)
+    model_name = settings["model_name"] if lacks_rows else str(checkpoint)
     return Start(
         model_name=model_name,
         checkpoint=checkpoint,
