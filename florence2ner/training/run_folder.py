@@ -34,6 +34,7 @@ from florence2ner.engine.tracking import rewind_metrics
 from florence2ner.errors import UserError
 from florence2ner.files import METRICS_FILE, check_writable, hold, write_text
 from florence2ner.inspection.at_start import notes_at_start
+from florence2ner.model.checkpoints.adapters import is_adapter
 from florence2ner.model.checkpoints.original import is_original
 from florence2ner.training.streaming import check_same_shards, find_shards
 
@@ -130,9 +131,9 @@ def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) ->
     split, before = read_split(split_file, roots, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
-    # A native checkpoint is loaded; where it has averaged weights, its state replaces them. One in the original layout
-    # may lack embedding rows: the model to load its state into is the one that the run started from.
-    lacks_rows = holds_weights(checkpoint) and is_original(checkpoint)
+    # A native checkpoint or an adapter is loaded; where it has averaged weights, its state replaces them. A model in the
+    # original layout may lack embedding rows: the model to load its state into is the one that the run started from.
+    lacks_rows = holds_weights(checkpoint) and not is_adapter(checkpoint) and is_original(checkpoint)
     model_name = settings["model_name"] if lacks_rows else str(checkpoint)
     return Start(
         model_name=model_name,
