@@ -131,8 +131,8 @@ def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) ->
     split, before = read_split(split_file, roots, found, unreadable=state.unreadable)
     if changed := before.changed_captions(split):
         notes.append(f"{len(changed)} captions have changed since the run began: {_of_another_run(changed)}")
-    # A native checkpoint or an adapter is loaded; where it has averaged weights, its state replaces them. A model in the
-    # original layout may lack embedding rows: the model to load its state into is the one that the run started from.
+    # A native checkpoint or an adapter is loaded; where it has averaged weights, its state replaces them. A model in
+    # the original layout may lack embedding rows: its state is loaded into the model that the run started from.
     lacks_rows = holds_weights(checkpoint) and not is_adapter(checkpoint) and is_original(checkpoint)
     model_name = settings["model_name"] if lacks_rows else str(checkpoint)
     return Start(
