@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from florence2ner.config.base import SETTINGS_FILE, Config, load_config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, ScheduleConfig, TrainConfig
-from florence2ner.display import Display, hide_lines_of_deepspeed
+from florence2ner.display import Display, hide_lines_of_libraries
 from florence2ner.engine import launcher
 from florence2ner.errors import Interrupted, UserError
 
@@ -56,7 +56,7 @@ def main() -> None:
     3 some images could not be captioned, 130 interrupted by SIGINT, 141 the reader of standard output went away, 143
     interrupted by SIGTERM.
     """
-    hide_lines_of_deepspeed()
+    hide_lines_of_libraries()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:

@@ -14,13 +14,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def hide_lines_of_deepspeed() -> None:
-    """Hide what DeepSpeed logs below an error: it is about its own settings and the hardware.
+def hide_lines_of_libraries() -> None:
+    """Hide what libraries log below an error while they are imported: it is about their own settings and the hardware.
 
-    Where DeepSpeed is installed, transformers imports it, and it logs in any command on a machine without GPUs.
+    Where DeepSpeed is installed, transformers imports it, and it logs in any command on a machine without GPUs; where
+    bitsandbytes is, peft imports it, and it misses kernels for some CPUs that nothing here uses.
     """
-    # Its level is set when it is imported, but a filter that is there stays.
-    logging.getLogger("DeepSpeed").addFilter(_is_error)
+    # Their level is set when they are imported, but a filter that is there stays.
+    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_is_error)
 
 
 def _is_error(record: logging.LogRecord) -> bool:

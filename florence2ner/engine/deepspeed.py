@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, GradientAccumulationPlugin
 
-from florence2ner.display import hide_lines_of_deepspeed
+from florence2ner.display import hide_lines_of_libraries
 from florence2ner.errors import UserError
 
 _SHIPPED = "as accelerate_configs/deepspeed_zero2.yaml does"
@@ -43,7 +43,7 @@ class DeepSpeedAccelerator(Accelerator):  # type: ignore[misc]
 
     def __init__(self, *, mixed_precision: str, **settings: Any) -> None:
         """`settings` are Accelerator's. Raises UserError where the launcher asks for what was never run here."""
-        hide_lines_of_deepspeed()
+        hide_lines_of_libraries()
         if mixed_precision == "fp16":
             raise UserError("mixed_precision fp16 can't be used under DeepSpeed: choose bf16 or no")
         plugin = _read_plugin()

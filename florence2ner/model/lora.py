@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import Florence2ForConditionalGeneration
 
+from florence2ner.display import hide_lines_of_libraries
 from florence2ner.errors import UserError
 
 _NAME = "default"  # of the one adapter, as peft names it
@@ -31,6 +32,7 @@ class Lora:
 
 def import_peft() -> Any:
     """The library peft. Raises UserError where it is not installed."""
+    hide_lines_of_libraries()
     try:
         import peft
     except ImportError as error:

@@ -16,6 +16,7 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.generation import generate
 from florence2ner.model.inputs import Pixels
 from florence2ner.model.lora import Lora, adapted_layers, add_lora, config_of, difference, import_peft, merge_lora
+from tests.conftest import ColdStart
 from tests.model.support import prompts
 from tests.model.test_build import loss_of
 
@@ -226,3 +227,9 @@ def test_the_fix_is_named_where_peft_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "peft", None)  # as good as not installed
     with pytest.raises(UserError, match=r"pip install 'florence2ner\[lora\]'"):
         import_peft()
+
+
+def test_importing_peft_says_nothing(cold_start: ColdStart) -> None:
+    """Nor does bitsandbytes, which peft imports where it is installed."""
+    started = cold_start("-c", "from florence2ner.model.lora import import_peft; import_peft()")
+    assert started.communicate() == ("", "")

@@ -9,11 +9,11 @@ import os
 import sys
 from datetime import timedelta
 
-from florence2ner.display import hide_lines_of_deepspeed
+from florence2ner.display import hide_lines_of_libraries
 
 
 def main(config_file: str) -> None:
-    hide_lines_of_deepspeed()
+    hide_lines_of_libraries()
     from accelerate import PartialState
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import is_deepspeed_available

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from florence2ner.display import hide_lines_of_deepspeed
+from florence2ner.display import hide_lines_of_libraries
 from florence2ner.engine.checkpoint import Retention, save_checkpoint, sweep
 from florence2ner.engine.run_files import TrainState, list_checkpoints, load_train_state
 from florence2ner.engine.runtime import make_accelerator
@@ -23,7 +23,7 @@ from florence2ner.model.checkpoints.loading import load_model, save_model
 
 def main(model_dir: Path, run_dir: Path, tries: int) -> None:
     torch.set_num_threads(1)
-    hide_lines_of_deepspeed()
+    hide_lines_of_libraries()
     accelerator = make_accelerator("no", seed=0)
     model, processor = load_model(model_dir)
     optimizer = torch.optim.AdamW(model.parameters())
