@@ -47,8 +47,3 @@ class AveragingOptions(Config):
         if self.ema_decay is None and not self.export_ema:
             raise ValueError("export_ema does nothing alone: set ema_decay, such as 0.999")
         return self
-
-    @property
-    def exports_average(self) -> bool:
-        """Whether the model in a checkpoint has other weights than the run goes on with."""
-        return self.ema_decay is not None and self.export_ema

@@ -3,9 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
-from torch.optim import Optimizer
-
 from florence2ner.data.batch import FeatureSource, Window
 from florence2ner.display import Bar
 from florence2ner.engine.loop import run_loop
@@ -13,7 +10,6 @@ from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted
 from florence2ner.model.captioner import Captioner
-from florence2ner.optim.schedule_free import averaged_weights
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
@@ -34,14 +30,13 @@ class Run:
     state: TrainState
     timetable: Timetable
     signals: StopSignals
-    model: nn.Module  # as Accelerate wrapped it
-    optimizer: Optimizer
+    step: UpdateStep
     progress: Progress
     validation: Validation
     checkpoints: Checkpoints
     callbacks: Callbacks
 
-    def go(self, loader: Iterable[Window], step: UpdateStep) -> None:
+    def go(self, loader: Iterable[Window]) -> None:
         """Evaluate before the first update, if that is asked for or still due, then run the loop.
 
         Raises what `after_update` raises.
@@ -51,9 +46,9 @@ class Run:
                 return
         elif self.context.config.eval_before_training and not self.state.step:
             self._evaluate()
-        self.model.train()
+        self.step.model.train()
         self.progress.start_clock()
-        run_loop(loader, step, self.after_update)
+        run_loop(loader, self.step, self.after_update)
 
     def after_update(self, window: Window, update: Update) -> bool:
         """Count the update; log, evaluate and save where that is due. Returns True to end the run.
@@ -71,7 +66,7 @@ class Run:
             state.evaluation_due = True  # until it is done: if a signal prevents that, the resumed run starts with it
             if not stop:
                 self._evaluate()
-                self.model.train()
+                self.step.model.train()
                 stop = None if self.timetable.is_last(step) else self.signals.agreed(self.context.accelerator)
         if asked:
             self.context.display.say(f"a callback ends the run after update {step}")
@@ -100,7 +95,7 @@ class Run:
     def _evaluate(self) -> None:
         """Evaluate, and give up at a signal; but not after the last update, when the run is about to end anyway."""
         last = self.timetable.is_last(self.state.step)
-        with averaged_weights(self.optimizer):
+        with self.step.averaged():
             self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
 
     def _is_patience_over(self) -> bool:
@@ -143,12 +138,9 @@ def assemble(
         state=state,
         timetable=timetable,
         signals=signals,
-        model=step.model,
-        optimizer=step.optimizer,
+        step=step,
         progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-        validation=Validation(
-            context, state, timetable, captioner, data.split.eval, features, step.average, card, callbacks
-        ),
+        validation=Validation(context, state, timetable, captioner, data.split.eval, features, card, callbacks),
         checkpoints=checkpoints,
         callbacks=callbacks,
     )

@@ -1,7 +1,6 @@
 """Saves the checkpoints of a run: decides what they contain; `engine/checkpoint.py` writes them."""
 
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate.utils import gather_object
@@ -16,7 +15,6 @@ from florence2ner.files import write_text
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import save_model
 from florence2ner.model.lora import is_adapted
-from florence2ner.optim.schedule_free import averaged_weights, averages
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import CARD_FILE, ModelCard
 from florence2ner.training.context import Context
@@ -69,8 +67,7 @@ class Checkpoints:
 
             def export(directory: Path) -> None:
                 model, processor = self._captioner.model, self._captioner.processor
-                average = self._step.average if config.exports_average else None
-                with averaged_weights(self._step.optimizer), average.in_place() if average else nullcontext():
+                with self._step.averaged(ema=config.export_ema):
                     save_model(model, processor, directory, layout=config.export_layout, weights=weights)
                 write_text(directory / CARD_FILE, self._card.text(state))
 
@@ -81,8 +78,7 @@ class Checkpoints:
                 export,
                 retention=self._retention,
                 with_weights=(config.export_layout != "native" and not is_adapted(self._captioner.model))
-                or config.exports_average
-                or averages(self._step.optimizer),
+                or self._step.is_averaged(ema=config.export_ema),
             )
         self._callbacks.saved(state.step, self.last)
         return self.last

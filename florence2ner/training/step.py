@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from florence2ner.data.batch import Batch, Window
 from florence2ner.engine.loop import one_ahead
 from florence2ner.engine.sharding import whole
 from florence2ner.optim.average import WeightAverage
+from florence2ner.optim.schedule_free import averaged_weights, averages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,20 @@ class UpdateStep:
             part = group.get("part", "")
             rates[part] = max(float(rate), rates.get(part, 0.0))
         return rates
+
+    def is_averaged(self, *, ema: bool = True) -> bool:
+        """Whether `averaged` makes a difference."""
+        return averages(self.optimizer) or (ema and self.average is not None)
+
+    def averaged(self, *, ema: bool = True) -> AbstractContextManager[None]:
+        """A context manager in which the model has the weights that count: an average, where there is one.
+
+        That is the one that a schedule-free optimizer makes, or with `ema` the moving average beside any other.
+        Afterwards the model has the trained weights again, to the bit.
+        """
+        if ema and self.average:
+            return self.average.in_place()
+        return averaged_weights(self.optimizer)
 
     def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[str, ...]:
         """Names of the images, in all processes, whose loss is not finite; where there is none, of all images."""

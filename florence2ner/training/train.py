@@ -101,7 +101,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         told = Callbacks(context.accelerator, callbacks)
         card = _card(context, start, captioner, data, parameters)
         run = assemble(context, start, captioner, data, step, filled.features, bar, signals, card, told)
-        run.go(loader, step)
+        run.go(loader)
         run.progress.report_faults()
         write_merged(context)
         last = run.checkpoints.last

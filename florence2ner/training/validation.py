@@ -1,7 +1,7 @@
 """Evaluates a training run on its held-out samples; keeps track of the best result and of early stopping."""
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from florence2ner.data.batch import FeatureSource
 from florence2ner.data.pictures import ImageError, load_image
@@ -12,7 +12,6 @@ from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
 from florence2ner.metrics import is_better
 from florence2ner.model.captioner import Captioner
-from florence2ner.optim.average import WeightAverage
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
@@ -33,7 +32,6 @@ class Validation:
         captioner: Captioner,
         samples: tuple[Sample, ...],
         features: FeatureSource | None,
-        average: WeightAverage | None,
         card: ModelCard,
         callbacks: Callbacks,
     ) -> None:
@@ -43,14 +41,11 @@ class Validation:
         self._captioner = captioner
         self._samples = samples
         self._features = features
-        self._average = average
         self._card = card
         self._callbacks = callbacks
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
         """Evaluate the loss on the held-out samples, and captions for the first `eval_batch_size` of them; log both.
-
-        Where the run averages its weights, the average is evaluated.
 
         When `give_up` returns True in any process, the evaluation is abandoned in all of them and stays due. Leaves the
         captioner in evaluation mode. Every process must call this.
@@ -59,8 +54,7 @@ class Validation:
         if not self._samples:
             self._state.evaluation_due = False
             return
-        averaged = self._average.in_place() if self._average else nullcontext()
-        with gathered(accelerator, self._captioner), averaged:
+        with gathered(accelerator, self._captioner):
             result = evaluate_samples(
                 accelerator,
                 display,
