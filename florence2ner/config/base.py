@@ -33,6 +33,7 @@ class Config(BaseModel):
     """
 
     panel: ClassVar[str]
+    also_known: ClassVar[frozenset[str]] = frozenset()  # keys of another command, which a file may have: no mistake
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -91,10 +92,11 @@ def load_config(cls: type[AnyConfig], flags: Mapping[str, Any], config_file: Pat
     values = _read_yaml(config_file) if config_file else {}
     source = f"{config_file}: " if config_file else ""
     for key in values:
-        if key not in cls.model_fields:
+        if key not in cls.model_fields and key not in cls.also_known:
             raise UserError(f"{source}unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+    own = {key: value for key, value in values.items() if key in cls.model_fields}
     try:
-        return cls.model_validate(values | dict(flags))
+        return cls.model_validate(own | dict(flags))
     except ValidationError as error:
         problems = error.errors()
         # Of a list, what is refused is no item: pydantic also says that it has too few.

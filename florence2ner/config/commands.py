@@ -4,7 +4,7 @@ Flags (`cli.py`), YAML keys and the guide's tables are all made from these model
 """
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -134,4 +134,6 @@ class CaptionConfig(
 
 
 class InspectConfig(PlannedRunOptions, FindingsOptions, LengthOptions, InspectedOptions):
-    """Settings of `florence2ner inspect`."""
+    """Settings of `florence2ner inspect`. A file of them may be a run's, whose other settings are passed over."""
+
+    also_known: ClassVar[frozenset[str]] = frozenset(TrainConfig.model_fields)

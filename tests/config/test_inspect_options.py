@@ -25,3 +25,16 @@ def test_the_flag_of_a_field_may_have_another_name(tmp_path: Path) -> None:
     assert TrainConfig.flag_of("epochs") == "--epochs"
     with pytest.raises(UserError, match="dataset_path is missing: give DATASET_PATH"):
         load_config(InspectConfig, {})
+
+
+def test_a_run_s_own_file_of_settings_is_read(tmp_path: Path) -> None:
+    run = TrainConfig(dataset_path=tmp_path, epochs=7, lora_rank=4, eval_split_count=3, max_steps=9)
+    file = tmp_path / "config.yaml"
+    file.write_text(run.to_yaml())
+    config = load_config(InspectConfig, {}, file)
+    shared = TrainConfig.model_fields.keys() & InspectConfig.model_fields.keys()
+    assert {name: getattr(config, name) for name in shared} == {name: getattr(run, name) for name in shared}
+    assert (config.epochs, config.eval_split_count) == (7, 3)
+    file.write_text("dataset_path: .\nepohcs: 3\n")
+    with pytest.raises(UserError, match="unknown key 'epohcs'"):
+        load_config(InspectConfig, {}, file)
