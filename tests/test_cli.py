@@ -193,6 +193,7 @@ def test_the_shell_completes_what_was_begun(
 
 OWN_LINES = {
     "train": (
+        r"the dataset is read as images with caption files beside them",
         r"encoding \d+ of \d+ images, once for all",
         r"Weights & Biases runs offline \(.*\); upload later with: wandb sync .*",
         r"training [\d,]+ of [\d,]+ parameters .*",
@@ -202,6 +203,7 @@ OWN_LINES = {
         r"done: .*step-2",
     ),
     "eval": (
+        r"the dataset is read as images with caption files beside them",
         r"evaluating checkpoints/run/step-2",
         r"note: \d+ of these \d+ images were trained on; .*",
     ),

@@ -145,7 +145,7 @@ class Faults:
         lines = []
         for what, count in self.counts.items():
             names = self.names[what]
-            more = f" and {count - len(names)} more" if count > len(names) else ""
+            more = f" and {count - len(names)} more" if count > len(names) == _NAMED else ""  # else all are there
             lines.append(f"{count} {what}: {', '.join(names)}{more}")
         return lines
 

@@ -85,7 +85,10 @@ def test_a_split_that_is_given_holds(tmp_path: Path) -> None:
     split, found = discover_split([root_of(tmp_path)], rule=SplitRule(seed=0, ratio=0.1, lists=lists))
     assert [s.image.key for s in split.train] == ["a.png", "eval/d.png"]
     assert [s.image.key for s in split.eval] == ["b.png"]
-    assert found.report() == [f"1 images are on neither side of the given split and are left out: {tmp_path / 'c.png'}"]
+    assert found.report() == [
+        f"1 images are on neither side of the given split and are left out: {tmp_path / 'c.png'}",
+        "the dataset is read as images with caption files beside them",
+    ]
     lists = Lists(frozenset({"a.png"}), frozenset({"gone.png"}))
     with pytest.raises(UserError, match="split leaves nothing to evaluate on: of 4 images"):
         discover_split([root_of(tmp_path)], rule=SplitRule(seed=0, ratio=0.1, lists=lists))
@@ -194,7 +197,8 @@ def test_a_copy_of_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
     split, found = discover_split([root_of(tmp_path)], rule=SplitRule(seed=0, ratio=0.1))
     assert [sample.caption for sample in split.train] == ["a", "c"]
     assert found.report() == [
-        f"1 images are copies of some that are evaluated on, and are not trained on: {tmp_path / 'train' / 'b.png'}"
+        "the dataset is read as images with caption files beside them",
+        f"1 images are copies of some that are evaluated on, and are not trained on: {tmp_path / 'train' / 'b.png'}",
     ]
     for name in "ac":
         (tmp_path / "train" / f"{name}.png").write_bytes((tmp_path / "eval" / "d.png").read_bytes())

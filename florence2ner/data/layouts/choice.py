@@ -68,7 +68,7 @@ def folder_of(side: Side, root: Root) -> Path | None:
 def discover(root: Root, *, folder: Path | None = None) -> Discovery:
     """The samples of the dataset in `root`, or in a `folder` of it, in the layout that `choose_layout` gives.
 
-    They have the root's name and weight. The report names the layout, but for the usual one. Raises UserError as
+    They have the root's name and weight. The report names the layout. Raises UserError as
     `choose_layout` and the layouts do.
     """
     layout = choose_layout(root.path, root.options)
@@ -81,7 +81,7 @@ def discover(root: Root, *, folder: Path | None = None) -> Discovery:
             replace(sample, image=replace(sample.image, root=root.name), weight=root.weight) for sample in found.samples
         )
         found = replace(found, samples=tuple(samples))
-    if layout == "files" or root.shards:  # which says itself what it is
+    if root.shards:  # which says itself what it is
         return found
     return replace(found, notes=(f"{root.name or 'the dataset'} is read as {_KINDS[layout]}", *found.notes))
 
@@ -106,7 +106,8 @@ def _in_layout(layout: str, root: Path, options: ReadingOptions, folder: Path | 
 def no_samples(folder: Path, found: Discovery, options: ReadingOptions, layout: str) -> UserError:
     """The error for a folder in which nothing to train or evaluate on was found."""
     if layout == "files":
-        return pairs.no_captions(folder, found, options.caption_extension)
+        nothing, torn = pairs.no_captions(folder, found, options.caption_extension), tables.unreadable(folder)
+        return UserError(f"{nothing}; or was a table meant? {torn}") if torn else nothing
     left_out = "; ".join(replace(found, notes=found.notes[1:]).report())
     return UserError(f"no image with a caption in {folder}, read as {_KINDS[layout]}{left_out and f' ({left_out})'}")
 

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from florence2ner.errors import UserError
 from florence2ner.files import open_regular, read_regular
 
 _EXTENSIONS = (".jsonl", ".json", ".csv")
+_PROBED = 20  # lines, of which one that can be read shows what a file is
 
 _Row = tuple[int, Mapping[str, Any]]  # the number of a line, or of an entry in a JSON list, from 1; and its cells
 
@@ -61,16 +63,45 @@ def discover(root: Path, options: ReadingOptions, *, folder: Path | None = None)
 def _tables(folder: Path, options: ReadingOptions) -> list[tuple[Path, dict[str, str]]]:
     """The tables of a folder, and of those in it, with the names of their columns by what these hold."""
     found = []
-    here = _entries(folder)
-    entries = [*here, *(entry for inner in here if os.path.isdir(inner) for entry in _entries(inner.path))]
-    for path in sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(_EXTENSIONS)):
+    for path in _candidates(folder):
         try:
-            first = next(_rows(path), None)
+            first = _first_row(path)
         except (UserError, OSError):
-            continue  # no table; one that is torn further on is named when it is read
-        if first and (columns := _columns(first[1], options, path)):
+            continue  # no table, as far as one can see; `unreadable` says why
+        if first and (columns := _columns(first, options, path)):
             found.append((path, columns))
     return found
+
+
+def unreadable(folder: Path) -> str | None:
+    """What is wrong with the first file that may have been meant as the table of `folder`; None where nothing is."""
+    for path in _candidates(folder):
+        try:
+            _first_row(path)
+        except UserError as error:
+            return str(error)
+    return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The files in a folder, and in those in it, that have the name of a table."""
+    here = _entries(folder)
+    entries = [*here, *(entry for inner in here if os.path.isdir(inner) for entry in _entries(inner.path))]
+    return sorted(Path(entry.path) for entry in entries if entry.name.lower().endswith(_EXTENSIONS))
+
+
+def _first_row(path: Path) -> Mapping[str, Any] | None:
+    """The first row of a table; of JSON Lines the first that can be read, as the others are named when all are read.
+
+    Raises UserError as `_rows` does where there is none.
+    """
+    if path.suffix.lower() == ".jsonl":
+        with suppress(OSError), open_regular(path) as file:
+            for line in islice(file, _PROBED):
+                with suppress(ValueError, RecursionError):
+                    if isinstance(row := json.loads(line), dict):
+                        return row
+    return next((row for _, row in _rows(path)), None)
 
 
 def _entries(folder: str | Path) -> list["os.DirEntry[str]"]:
@@ -84,10 +115,12 @@ def _columns(row: Mapping[str, Any], options: ReadingOptions, path: Path) -> dic
 
     Raises UserError where a column that the settings name is missing, though its table has images.
     """
+    if not any(map(_is_image, row.values())):
+        return None
+    check_asked(options, row, str(path))
     names: dict[str, str] = {kind: find_column(kind, options, row) for kind in USUAL}
     if names["image"] not in row or not _is_image(row[names["image"]]):
         return None
-    check_asked(options, row, str(path))
     return names if names["caption"] else None
 
 

@@ -80,6 +80,31 @@ def test_columns_can_be_named(root: Path) -> None:
     assert read(root, **names) == [("b.png", "<OCR>", ("two",))]
     with pytest.raises(UserError, match=r"mine.csv has no column lang \(caption_column\)\. Did you mean long\? It has"):
         matches(root, ReadingOptions(caption_column="lang"))
+    with pytest.raises(UserError, match=r"mine.csv has no column wild \(image_column\)\. Did you mean wide\? It has"):
+        matches(root, ReadingOptions(image_column="wild"))
+
+
+def test_a_table_that_begins_with_a_torn_line_is_one_all_the_same(root: Path) -> None:
+    (root / "metadata.jsonl").write_text('{"file_name": "x.png"\n{"file_name": "a.png", "text": "a cat"}\n')
+    with pytest.raises(UserError, match=r"^line 1 of .*metadata\.jsonl is not JSON \(.*\): mend or delete it$"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metadata.jsonl", b"file_name: a.png", "line 1 of .*metadata.jsonl is not JSON"),
+        ("data.json", b'[{"image": "a.png", "text": "a cat"}', r"data.json can't be read: "),
+        ("metadata.csv", "file_name,text\na.png,caf\xe9\n".encode("latin-1"), "metadata.csv is not UTF-8 text"),
+    ],
+)
+def test_what_may_have_been_meant_as_a_table_is_named_where_nothing_else_is_there(
+    root: Path, name: str, content: bytes, reason: str
+) -> None:
+    (root / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"no image with a caption in .*; or was a table meant\\? .*{reason}") as error:
+        discover_split([root_of(root)], rule=None)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
