@@ -101,7 +101,7 @@ class ShuffledOrder:
         epoch, position = divmod(update, self.updates_per_epoch)
         here = slice(position * self.global_batch, (position + 1) * self.global_batch)
         indices, visits = (part[here] for part in self._epoch(epoch))
-        if self.lengths is not None:  # similar lengths into the same micro-batch; the update's gradient stays the same
+        if self._lengths is not None:  # similar lengths into the same micro-batch; the update's gradient stays the same
             by_length = np.argsort(-self._lengths[indices], kind="stable")
             indices, visits = indices[by_length], visits[by_length]
         shares = -(-len(indices) // (self.batch_size * self.processes)) * self.processes
@@ -130,8 +130,8 @@ class ShuffledOrder:
         return shares
 
     @cached_property
-    def _lengths(self) -> Indices:
-        return np.asarray(self.lengths, dtype=np.int64)
+    def _lengths(self) -> Indices | None:
+        return None if self.lengths is None else np.asarray(self.lengths, dtype=np.int64)
 
     @cached_property
     def _epochs(self) -> dict[int, tuple[Indices, Indices]]:
@@ -143,11 +143,11 @@ class ShuffledOrder:
             for old in list(self._epochs)[:-1]:  # workers that prefetch are an epoch ahead at most
                 del self._epochs[old]
             if self.weights is None:  # without looking anything up, which takes as long again in ten million samples
-                everyone = np.arange(self.epoch_size)
-                self._epochs[epoch] = self._shuffle(everyone, epoch), np.full(self.epoch_size, epoch)
+                order = self._shuffle(self.epoch_size, epoch, self._lengths)
+                self._epochs[epoch] = order, np.broadcast_to(epoch, self.epoch_size)
             else:
                 indices, visits = self._taken(epoch)
-                order = self._shuffle(indices, epoch)
+                order = self._shuffle(len(indices), epoch, None if self._lengths is None else self._lengths[indices])
                 self._epochs[epoch] = indices[order], visits[order]
         return self._epochs[epoch]
 
@@ -160,21 +160,21 @@ class ShuffledOrder:
             visits.append(places // len(members))
         return np.concatenate(indices), np.concatenate(visits)
 
-    def _shuffle(self, indices: Indices, epoch: int) -> Indices:
-        """The order of an epoch, as positions in `indices`.
+    def _shuffle(self, number: int, epoch: int, lengths: Indices | None) -> Indices:
+        """The order of the `number` samples that an epoch takes, as their positions.
 
-        Grouped by length, each stretch of `_SORTED_TOGETHER` windows is sorted by length, and its windows are then
+        Grouped by `lengths`, each stretch of `_SORTED_TOGETHER` windows is sorted by length, and its windows are then
         shuffled: samples of similar length are in the same window.
         """
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(indices))
-        if self.lengths is None:
+        order = np.random.default_rng((self.seed, epoch)).permutation(number)
+        if lengths is None:
             return order
         rng, window = np.random.default_rng((self.seed, epoch, 1)), self.global_batch
         windows: list[Indices] = []
-        whole = len(indices) - len(indices) % window  # the samples of full windows; a short one stays at the end
+        whole = number - number % window  # the samples of full windows; a short one stays at the end
         for at in range(0, whole, _SORTED_TOGETHER * window):
             stretch = order[at : min(at + _SORTED_TOGETHER * window, whole)]
-            stretch = stretch[np.argsort(self._lengths[indices[stretch]], kind="stable")]
+            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
             cut = np.split(stretch, range(window, len(stretch), window))
             windows += [cut[i] for i in rng.permutation(len(cut))]
         return np.concatenate([*windows, order[whole:]])
