@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,7 +14,17 @@ from florence2ner.data.samples import Sample
 from florence2ner.data.shards import Faults
 from florence2ner.data.tags import CaptionRule
 from florence2ner.model.checkpoints.processing import expand_prompt
-from florence2ner.model.inputs import IGNORE_INDEX, Embeddings, Features, Images, PartlyEncoded, Pixels, Tensors, Text
+from florence2ner.model.inputs import (
+    IGNORE_INDEX,
+    Embeddings,
+    Features,
+    Images,
+    PartlyEncoded,
+    Pixels,
+    Tensors,
+    Text,
+    images_of_rows,
+)
 
 AS_THEY_ARE = CaptionRule()
 
@@ -68,6 +79,25 @@ class Batch(Tensors):
     def label_tokens(self) -> int:
         """The number of tokens with a loss; known without waiting for the device."""
         return 0 if self.text is None else self.text.label_positions.numel()
+
+    def rows(self, part: slice) -> "Batch":
+        """The samples in a part of the batch. What is said of the batch as a whole stays with the whole."""
+        return Batch(
+            images=images_of_rows(self.images, part),
+            text=self.text and self.text.rows(part),
+            indices=self.indices[part],
+            valid=self.valid[part],
+            failures=(),
+            sizes=self.sizes[part],
+            refs=self.refs[part],
+        )
+
+    def cut(self, rows: int) -> list["Batch"]:
+        """The batch in parts of at most `rows` samples, as even as can be."""
+        samples = len(self.valid)
+        parts = -(-samples // rows)
+        edges = [samples * part // parts for part in range(parts + 1)]
+        return [self] if parts == 1 else [self.rows(slice(*pair)) for pair in pairwise(edges)]
 
 
 @dataclass(frozen=True)
@@ -124,9 +154,8 @@ class Collator:
         captions = iter(processor.tokenizer([text for text in texts if text is not None] or [""]).input_ids)
         rows = [torch.tensor([IGNORE_INDEX] if text is None else next(captions)) for text in texts]
         labels = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
-        return Text(
+        return Text.of(
             input_ids=pad_sequence(prompts, batch_first=True, padding_value=processor.tokenizer.pad_token_id),
             attention_mask=mask if len({len(ids) for ids in prompts}) > 1 else None,
             labels=labels,
-            label_positions=(labels.flatten() != IGNORE_INDEX).nonzero()[:, 0],
         )

@@ -1,13 +1,58 @@
-"""Smaller batches when memory runs out."""
+"""What is done when memory runs out: the same again with fewer rows of a batch, or one clear line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
+import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from florence2ner.errors import UserError
 
 Result = TypeVar("Result")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine."""
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
+    """What `function` returns; None where memory ran out in it, and then all that it held is free again."""
+    try:
+        return function()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    clear_device_cache(garbage_collection=True)  # not in the `except` block, where the traceback keeps tensors alive
+    return None
+
+
+@contextmanager
+def out_of_memory_in_one_line(advice: str) -> Iterator[None]:
+    """A context manager that raises UserError with `advice` where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(f"memory ran out: {advice}") from error
+        raise
+
+
+class Generators:
+    """The states of torch's random generators, of the CPU and of `device`, as they were when this was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._other = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+    def restore(self) -> None:
+        """Go back to these states."""
+        torch.set_rng_state(self._cpu)
+        if self._other is not None:
+            torch.get_device_module(self._device).set_rng_state(self._other, self._device)
 
 
 class AdaptiveBatch:
@@ -25,11 +70,9 @@ class AdaptiveBatch:
         results: list[Result] = []
         while len(results) < rows:
             part = slice(len(results), min(len(results) + self.size, rows))
-            if (done := self._try(function, part)) is not None:
+            if (done := unless_out_of_memory(partial(function, part))) is not None:
                 results += done
                 continue
-            # Not inside the `except` block of `_try`, where the traceback keeps the tensors of the failed call alive.
-            clear_device_cache(garbage_collection=True)
             tried = part.stop - part.start
             if tried == 1:
                 raise UserError(
@@ -38,12 +81,3 @@ class AdaptiveBatch:
             self.size = -(-tried // 2)
             self._notify(f"out of memory with {tried} images at once: going on with {self.size}")
         return results
-
-    @staticmethod
-    def _try(function: Callable[[slice], list[Result]], part: slice) -> list[Result] | None:
-        try:
-            return function(part)
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or should_reduce_batch_size(error):
-                return None
-            raise

@@ -29,6 +29,8 @@ class TrainState:
     unreadable: list[str] = field(default_factory=list)  # keys of images that could not be read so far
     processes: int = 1
     precision: str = "no"  # of autocast: what the setting "auto" came to
+    micro_batch: int = 0  # samples per micro-batch and process
+    images_at_once: int = 0  # in a forward pass: a micro-batch, or fewer since memory ran out
     global_batch: int = 0  # samples per update; with the seed, it determines the order of the data
     lanes: list[list[int]] = field(default_factory=list)  # where those of a stream of shards are: see `Position`
     tracker_id: str = ""  # of the Weights & Biases run

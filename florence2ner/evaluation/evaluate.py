@@ -26,6 +26,7 @@ from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.loop import run_loop
+from florence2ner.engine.memory import AdaptiveBatch
 from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
@@ -154,7 +155,8 @@ def evaluate_samples(
     is None. Raises UserError when no image can be read.
     """
     asker = Asker(captioner, generation, seed=seed, batch_size=batch_size, notify=display.warn)
-    step = _EvaluationStep(accelerator, captioner, asker, samples, captions)
+    batch = AdaptiveBatch(batch_size, display.warn)
+    step = _EvaluationStep(accelerator, captioner, asker, batch, samples, captions)
     batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
     loader = SequentialLoader(samples, captioner.processor, batches, workers=workers, features=features)
     results: list[_BatchResult] = []
@@ -217,6 +219,7 @@ class _EvaluationStep:
         accelerator: Accelerator,
         captioner: Captioner,
         asker: Asker,
+        batch: AdaptiveBatch,
         samples: Sequence[Sample],
         captions: int | None,
     ) -> None:
@@ -224,23 +227,32 @@ class _EvaluationStep:
         self._captioner = captioner
         self._asker = asker
         self._samples = samples
+        self._batch = batch
         self._limit = len(samples) if captions is None else captions
         self._may_be_empty = all(find_task(sample.task_prompt).may_be_empty for sample in samples)
 
     def __call__(self, window: Window) -> _BatchResult:
-        batch = window.batches[0].to(self._accelerator.device)
+        (batch,) = window.batches
+        rows = self._batch.run(lambda part: self._rows(batch.rows(part)), len(batch.valid))
+        predictions = [(index, answer.text) for index, (_, answer) in zip(batch.indices, rows, strict=True) if answer]
+        unreadable = tuple(index for index, _ in batch.failures)
+        loss_sum = math.fsum(loss for loss, _ in rows)
+        return _BatchResult(loss_sum, batch.label_tokens, sum(batch.valid), tuple(predictions), unreadable)
+
+    def _rows(self, batch: Batch) -> list[tuple[float, Generated | None]]:
+        """The loss of each sample, and its caption where one is wanted."""
+        batch = batch.to(self._accelerator.device)
         assert batch.text is not None
         vision = self._captioner.vision
         with torch.no_grad(), self._accelerator.autocast():
             images = vision.resolve(batch.images)
             if isinstance(images, Pixels):
                 images = vision.encode(images)  # here, so that loss and captions share it
-            loss_sum = self._captioner(images, batch.text).sum()
+            losses = self._captioner(images, batch.text).sum(dim=1)
             wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
-            answers = self._write(type(images)(images.values[wanted]), batch, wanted) if wanted else []
-        predictions = zip((batch.indices[i] for i in wanted), (answer.text for answer in answers), strict=True)
-        unreadable = tuple(index for index, _ in batch.failures)
-        return _BatchResult(loss_sum.item(), batch.label_tokens, sum(batch.valid), tuple(predictions), unreadable)
+            written = self._write(type(images)(images.values[wanted]), batch, wanted) if wanted else []
+        answers = dict(zip(wanted, written, strict=True))
+        return [(loss, answers.get(i)) for i, loss in enumerate(losses.tolist())]
 
     def _write(self, images: Encoded, batch: Batch, rows: list[int]) -> list[Generated]:
         text = batch.text

@@ -58,6 +58,7 @@ class Run:
         """
         self.progress.count(window, update)
         step, state = self.state.step, self.state
+        state.images_at_once = self.step.images_at_once
         stop = None if self.timetable.is_last(step) else update.signal  # none matters then
         if self.timetable.is_log_due(step):
             self.progress.log()

@@ -135,7 +135,7 @@ def build_step(
     start: Start,
     total_steps: int,
     *,
-    signal: Callable[[], int | None] = lambda: None,
+    signal: Callable[[], int | None],
 ) -> UpdateStep:
     """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
 
@@ -168,7 +168,14 @@ def build_step(
     # Not prepared by Accelerate, which would step it once per process. Its only state is the number of updates.
     schedule = LambdaLR(optimizer, schedule_of(config, total_steps), last_epoch=start.state.step - 1)
     parts = accelerator, prepared, prepared_optimizer, schedule, token_losses
-    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, average=average, signal=signal)
+    return UpdateStep(
+        *parts,
+        clip_grad_norm=config.clip_grad_norm,
+        average=average,
+        images_at_once=start.state.images_at_once,
+        signal=signal,
+        warn=context.display.warn,
+    )
 
 
 def build_augmentation(config: TrainConfig, samples: Sequence[Sample]) -> Augmentation:

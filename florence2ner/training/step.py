@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +15,18 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from florence2ner.data.batch import Batch, Window
+from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.loop import one_ahead
-from florence2ner.engine.sharding import whole
+from florence2ner.engine.memory import Generators, unless_out_of_memory
+from florence2ner.engine.sharding import is_sharded, whole
+from florence2ner.errors import UserError
 from florence2ner.optim.average import WeightAverage
 from florence2ner.optim.schedule_free import averaged_weights, averages
+
+LESS_MEMORY = (
+    "set gradient_checkpointing, lora_rank or weights_dtype: bf16 with optimizer: optimi_adamw, or take a smaller model"
+)
+_NO_LIMIT = 2**24  # images; the largest that float32 holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +56,11 @@ class UpdateStep:
     gradient is that of their sum over the window and all processes, divided by the number of label tokens there: how
     the global batch is divided into processes and micro-batches makes no difference.
 
+    Where memory runs out, the window is begun anew with half as many images at once, with the same random numbers: the
+    gradient stays the same, and so do the weights, but for the rounding of sums and the masks of dropout. From then on
+    all processes take as many at once as the one that has the least memory (`images_at_once`). Where other processes
+    wait for this one's part of the sum, it can't begin anew, and UserError is raised.
+
     An update whose loss or gradient is not finite leaves weights, optimizer and `average` as they were. Every process
     must call the step, each with its own window of the same update; `signal()` is the signal that this process has
     received.
@@ -65,8 +79,11 @@ class UpdateStep:
         *,
         clip_grad_norm: float | None,
         average: WeightAverage | None = None,
+        images_at_once: int | None = None,
         signal: Callable[[], int | None] = lambda: None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`images_at_once`: the most images in a forward pass, where micro-batches are larger. `warn` hears of less."""
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
@@ -74,27 +91,18 @@ class UpdateStep:
         self.token_losses = token_losses
         self.clip_grad_norm = clip_grad_norm
         self.average = average
+        self.images_at_once = self._told = images_at_once or _NO_LIMIT
         self.signal = signal
+        self.warn = warn
+        self._is_sharded = is_sharded(accelerator) or uses_deepspeed(accelerator)
+        self._waited_for = False  # whether other processes can't go on without the part that is being computed
 
     def __call__(self, window: Window) -> Update:
-        accelerator, micro_batches = self.accelerator, len(window.batches)
+        accelerator = self.accelerator
         counts = self._count(window)
-        # Accelerate is to synchronise gradients at the window's last micro-batch; an epoch's last window may have
-        # fewer.
-        accelerator.gradient_accumulation_steps, accelerator.step = micro_batches, 0
-        # Accelerate divides the loss by the number of micro-batches, DDP averages over processes. Undo both, and divide
-        # by the number of label tokens instead.
-        scale = micro_batches * accelerator.num_processes / counts[0].clamp_min(1)
-        sample_losses = []
-        for batch in one_ahead(window.batches, accelerator.device):
-            with accelerator.accumulate(self.model):
-                with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
-                    losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
-                accelerator.backward(losses.sum() * scale)
-                sample_losses.append(losses.detach())
-                del losses  # and with it the graph: its memory is free for the next forward
+        sample_losses = self._accumulate(window, tokens=counts[0])
         gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
-        loss_sum, norm, tokens, samples, signal = self._read(torch.cat(sample_losses).sum(), gradient_norm, counts)
+        loss_sum, norm, tokens, samples, signal = self._read(sample_losses.sum(), gradient_norm, counts)
         rates = self._rates()
         suspects: tuple[str, ...] = ()
         if finite := math.isfinite(loss_sum) and math.isfinite(norm):
@@ -119,6 +127,51 @@ class UpdateStep:
             suspects=suspects,
         )
 
+    def _accumulate(self, window: Window, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the gradient of a window, which all processes together have `tokens` label tokens of.
+
+        Returns the loss of each sample, in nats: (S,).
+        """
+        generators = Generators(self.accelerator.device)
+        while True:
+            parts = [part for batch in window.batches for part in batch.cut(self.images_at_once)]
+            sample_losses = unless_out_of_memory(partial(self._try, parts, tokens))
+            if sample_losses is not None:
+                return sample_losses
+            self._take_fewer(parts)
+            self.model.zero_grad()  # the optimizer's, as Accelerate wraps it, does nothing between two updates
+            generators.restore()
+
+    def _try(self, parts: Sequence[Batch], tokens: torch.Tensor) -> torch.Tensor:
+        accelerator = self.accelerator
+        # Accelerate is to synchronise gradients at the window's last part; an epoch's last window may have fewer.
+        accelerator.gradient_accumulation_steps, accelerator.step = len(parts), 0
+        # Accelerate divides the loss by the number of parts, DDP averages over processes. Undo both, and divide by the
+        # number of label tokens instead.
+        scale = len(parts) * accelerator.num_processes / tokens.clamp_min(1)
+        sample_losses, self._waited_for = [], False
+        for number, batch in enumerate(one_ahead(parts, accelerator.device), start=1):
+            self._waited_for = accelerator.num_processes > 1 and (self._is_sharded or number == len(parts))
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
+                    losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
+                accelerator.backward(losses.sum() * scale)
+                sample_losses.append(losses.detach())
+                del losses  # and with it the graph: its memory is free for the next forward
+        return torch.cat(sample_losses)
+
+    def _take_fewer(self, parts: Sequence[Batch]) -> None:
+        """Halve `images_at_once`. Raises UserError where it can't be, or where others wait for a sum of this window."""
+        tried = max(len(part.valid) for part in parts)
+        if tried == 1:
+            raise UserError(f"memory runs out with a single image: {LESS_MEMORY}")
+        if self._waited_for:
+            raise UserError(
+                f"memory runs out with {tried} images at once, while the other processes wait for them: start again "
+                "with half the train_batch_size and twice the gradient_accumulation_steps, which trains the same"
+            )
+        self.images_at_once = -(-tried // 2)
+
     def _rates(self) -> dict[str, float]:
         """The learning rate of each part that has its own, and of the others under ""; the highest of its layers."""
         rates: dict[str, float] = {}
@@ -141,10 +194,10 @@ class UpdateStep:
             return self.average.in_place()
         return averaged_weights(self.optimizer)
 
-    def _suspects(self, window: Window, sample_losses: list[torch.Tensor]) -> tuple[str, ...]:
+    def _suspects(self, window: Window, sample_losses: torch.Tensor) -> tuple[str, ...]:
         """Names of the images, in all processes, whose loss is not finite; where there is none, of all images."""
         names = [name for batch in window.batches for _, name in batch.refs]
-        bad = (~torch.cat(sample_losses).isfinite()).tolist()
+        bad = (~sample_losses.isfinite()).tolist()
         everywhere = gather_object(list(zip(names, bad, strict=True)))
         return tuple(name for name, is_bad in everywhere if is_bad) or tuple(name for name, _ in everywhere)
 
@@ -160,13 +213,23 @@ class UpdateStep:
     def _read(self, loss_sum: torch.Tensor, gradient_norm: torch.Tensor, counts: torch.Tensor) -> list[float]:
         """Read the loss (summed over processes), the norm, the two counts and the signal (the highest; 0: none).
 
-        In float32, which is exact up to 16 million label tokens.
+        All processes take as many images at once from now on as the one that takes the fewest. In float32, which is
+        exact up to 16 million label tokens.
         """
-        here = torch.stack([loss_sum, self._on_device([self.signal() or 0])[0].float()])
-        everywhere = self.accelerator.gather(here[None])  # (processes, 2)
-        total, signal = everywhere[:, :1].sum(dim=0), everywhere[:, 1:].amax(dim=0)
-        read: list[float] = torch.cat([total, gradient_norm[None].float(), counts.float(), signal]).tolist()
+        numbers = self._on_device([self.signal() or 0, -self.images_at_once])
+        here = torch.cat([loss_sum[None], numbers.float()])
+        everywhere = self.accelerator.gather(here[None])  # (processes, 3)
+        total, highest = everywhere[:, :1].sum(dim=0), everywhere[:, 1:].amax(dim=0)
+        read: list[float] = torch.cat([total, gradient_norm[None].float(), counts.float(), highest]).tolist()
+        self._agree(-int(read.pop()))
         return read
+
+    def _agree(self, images_at_once: int) -> None:
+        """Take no more images at once than any process; say so where memory has run out in one of them."""
+        self.images_at_once = images_at_once
+        if images_at_once < self._told:
+            self.warn(f"memory ran out: taking {images_at_once} images at once from now on, which trains the same")
+            self._told = images_at_once
 
     def _on_device(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers).to(self.accelerator.device, non_blocking=True)

@@ -14,6 +14,7 @@ from florence2ner.display import Display
 from florence2ner.engine.collectives import all_or_none, check_equal, check_shared, lost_process_in_one_line
 from florence2ner.engine.deepspeed import configure_deepspeed
 from florence2ner.engine.hub import doubt_about_upload
+from florence2ner.engine.memory import out_of_memory_in_one_line
 from florence2ner.engine.run_files import list_checkpoints
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
@@ -53,6 +54,7 @@ from florence2ner.training.setup import (
     build_stream,
     check_average,
 )
+from florence2ner.training.step import LESS_MEMORY
 from florence2ner.training.streaming import settle_lanes, stream_order
 
 
@@ -66,6 +68,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
     with (
         hold_run_folder(config),
         lost_process_in_one_line(lambda: _how_to_go_on(config), timeout=config.process_timeout),
+        out_of_memory_in_one_line(LESS_MEMORY),
         ExitStack() as stack,
     ):
         check_trackers(config.log_with)
@@ -155,6 +158,8 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         display.say(f"note: {slow}")
     state = start.state
     state.processes, state.precision, state.global_batch = processes, precision, order.global_batch
+    if state.micro_batch != config.train_batch_size:  # else fewer at once, if memory ran out before
+        state.micro_batch = state.images_at_once = config.train_batch_size
     return context
 
 

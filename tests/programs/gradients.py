@@ -1,6 +1,7 @@
 """One epoch with a learning rate of 0; the main process writes loss and gradient, before clipping, of each update.
 
-`python -m tests.programs.gradients CONFIG FOLDER`, alone or under `accelerate launch`. CONFIG is a training config.
+`python -m tests.programs.gradients CONFIG FOLDER [RANK SPARED]`, alone or under `accelerate launch`. CONFIG is a
+training config. In the process of that RANK memory runs out with more than one image, after SPARED batches.
 """
 
 import sys
@@ -15,14 +16,16 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import TrainLoader
 from florence2ner.data.order import ShuffledOrder
+from florence2ner.engine import launcher
 from florence2ner.engine.collectives import destroy_process_group
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.model.build import NOTHING, build_captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.training.step import UpdateStep, token_losses
+from tests.training.support import BACKWARD, Short, TokenLosses
 
 
-def main(config: TrainConfig, folder: Path) -> None:
+def main(config: TrainConfig, folder: Path, losses: TokenLosses = token_losses) -> None:
     accelerator = make_accelerator("no", seed=0)
     samples = discover_samples(config.roots[0].path, config.task_prompt).samples
     model, processor = load_model(config.model_name)
@@ -49,7 +52,7 @@ def main(config: TrainConfig, folder: Path) -> None:
 
     honest, accelerator.clip_grad_norm_ = accelerator.clip_grad_norm_, clip
     schedule = LambdaLR(optimizer, lambda _: 1.0)
-    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, token_losses, clip_grad_norm=None)
+    step = UpdateStep(accelerator, prepared, prepared_optimizer, schedule, losses, clip_grad_norm=None)
     folder.mkdir(exist_ok=True)
     for update, window in enumerate(loader):
         result = step(window)
@@ -60,4 +63,8 @@ def main(config: TrainConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(load_config(TrainConfig, {}, Path(sys.argv[1])), Path(sys.argv[2]))
+    config, folder, *short = sys.argv[1:]
+    losses = token_losses
+    if short and int(short[0]) == launcher.rank():
+        losses = Short(1, BACKWARD, spared=int(short[1]))
+    main(load_config(TrainConfig, {}, Path(config)), Path(folder), losses)
