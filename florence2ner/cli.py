@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperGroup
@@ -148,6 +148,9 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
         words = get_args(inner) or (getattr(inner, "metavar", inner.__name__.lower()),)
         common |= {"metavar": f"<{'|'.join(words)}>"}
         type_ = list[str]
+    if get_origin(type_) is Union:  # a number, or a word for it
+        common |= {"metavar": "<int|auto>"}
+        type_ = str
     if type_ is bool:
         common |= {"metavar": ""}  # the flag and its --no- say it
     flag = config.flag_of(name)

@@ -69,6 +69,12 @@ class TrainConfig(
         return self
 
     @model_validator(mode="after")
+    def _limit_is_for_something(self) -> Self:
+        if self.memory_limit_gb is not None and self.train_batch_size != "auto":
+            raise ValueError("memory_limit_gb does nothing alone: set train_batch_size: auto")
+        return self
+
+    @model_validator(mode="after")
     def _lora_freezes(self) -> Self:
         if self.lora_rank is not None and (name := self.freezing_changed):
             raise ValueError(f"{name} does nothing with LoRA, {LORA_FREEZES}")

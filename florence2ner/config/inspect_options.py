@@ -8,7 +8,14 @@ from pydantic import field_validator, model_validator
 from florence2ner.config.base import Config, option
 from florence2ner.config.options import MAX_PIXELS, DatasetFolder, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots
-from florence2ner.config.train_options import DatasetOptions, EvaluationOptions, TrainingOptions, TrainMachineOptions
+from florence2ner.config.train_options import (
+    BatchSize,
+    DatasetOptions,
+    EvaluationOptions,
+    MicroBatches,
+    TrainingOptions,
+    TrainMachineOptions,
+)
 
 
 def _as_in_train(group: type[Config], name: str) -> Any:
@@ -76,7 +83,7 @@ class FindingsOptions(Config):
         return self
 
 
-class PlannedRunOptions(Config):
+class PlannedRunOptions(MicroBatches):
     """The training run that the dataset is for: these settings of `train` decide its split, length and cache."""
 
     panel: ClassVar[str] = "Training"
@@ -86,7 +93,7 @@ class PlannedRunOptions(Config):
     )
     epochs: int = _as_in_train(TrainingOptions, "epochs")
     max_steps: int | None = _as_in_train(TrainingOptions, "max_steps")
-    train_batch_size: int = _as_in_train(TrainingOptions, "train_batch_size")
+    train_batch_size: BatchSize = _as_in_train(TrainingOptions, "train_batch_size")
     gradient_accumulation_steps: int = _as_in_train(TrainingOptions, "gradient_accumulation_steps")
     eval_steps: int | None = _as_in_train(EvaluationOptions, "eval_steps")
     seed: int = _as_in_train(TrainingOptions, "seed")

@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from florence2ner.config.base import Config, option
 from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath, check_file
@@ -12,7 +12,20 @@ from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 from florence2ner.metrics import MetricName
 from florence2ner.optim.schedules import Shape
 
+_IMAGES = 16  # per micro-batch
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def _images_or_auto(value: Any) -> Any:
+    """What is given for `train_batch_size`. Raises ValueError for what is no number of images."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if isinstance(value, str) and value.isdecimal() and int(value):
+        return int(value)
+    raise ValueError("must be a number of images from 1, or auto")
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_images_or_auto)]
 
 
 class FreezingOptions(Config):
@@ -163,14 +176,31 @@ class ScheduleOptions(Config):
         return self
 
 
-class TrainingOptions(Config):
+class MicroBatches(Config):
+    """How many images there are in a micro-batch."""
+
+    panel: ClassVar[str] = "Training"
+
+    train_batch_size: BatchSize
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per micro-batch and process; where that is yet to be found, those that an update is reckoned with."""
+        return _IMAGES if self.train_batch_size == "auto" else self.train_batch_size
+
+
+class TrainingOptions(MicroBatches):
     """Length of the run, batch size, optimizer and order of the data."""
 
     panel: ClassVar[str] = "Training"
 
     epochs: int = option(2, "Passes over the training images.", ge=1)
     max_steps: int | None = option(None, "End after this many optimizer updates, whatever epochs says.", ge=1)
-    train_batch_size: int = option(16, "Images per micro-batch and process.", ge=1)
+    train_batch_size: BatchSize = option(
+        _IMAGES,
+        f"Images per micro-batch and process. auto: as many as fit into memory, where an update takes {_IMAGES} x "
+        "gradient_accumulation_steps images per process, in as many micro-batches as that needs.",
+    )
     gradient_accumulation_steps: int = option(16, "Micro-batches per optimizer update.", ge=1)
     clip_grad_norm: float | None = option(1.0, "Largest gradient norm; none: no clipping.", gt=0)
     weight_decay: float = option(1e-5, "Weight decay of the optimizer; 1-d parameters are exempt.", ge=0)
@@ -293,6 +323,11 @@ class TrainMachineOptions(MachineOptions):
 
     gradient_checkpointing: bool = option(
         True, "Recompute activations in the backward pass: less memory, about a quarter more time."
+    )
+    memory_limit_gb: float | None = option(
+        None,
+        "Memory in GB that a process may fill, for train_batch_size: auto. none: nearly all that is free.",
+        gt=0,
     )
     feature_cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Encode each image once, where the vision tower is frozen, and keep the result. auto: on the disk."

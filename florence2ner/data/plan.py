@@ -31,7 +31,7 @@ def build_order(
     weights = [sample.weight for sample in samples]
     return ShuffledOrder(
         samples,
-        config.train_batch_size,
+        config.micro_batch,
         config.gradient_accumulation_steps,
         processes,
         config.seed,

@@ -1,8 +1,9 @@
 """What is done when memory runs out: the same again with fewer rows of a batch, or one clear line."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from florence2ner.errors import UserError
 
 Result = TypeVar("Result")
+_USABLE = 0.95  # share of the free memory: the rest is for what an allocator can't use
+_STATUS = Path("/proc/self/status")
+_CGROUP = Path("/sys/fs/cgroup")
+_CONTAINERS = (  # a container's limit and what it uses, of both kinds of control groups
+    (_CGROUP / "memory.max", _CGROUP / "memory.current"),
+    (_CGROUP / "memory/memory.limit_in_bytes", _CGROUP / "memory/memory.usage_in_bytes"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -53,6 +61,56 @@ class Generators:
         torch.set_rng_state(self._cpu)
         if self._other is not None:
             torch.get_device_module(self._device).set_rng_state(self._other, self._device)
+
+
+class Memory:
+    """The memory that this process may use of a device's, and what it has used at most."""
+
+    def __init__(self, device: torch.device, limit: int | None, *, shared_by: int) -> None:
+        """`limit` in bytes; None: what is free now, but for a margin. So many processes share a CPU's equally."""
+        self._device = device
+        if limit is None:
+            limit = int(_USABLE * (self._free() // (shared_by if device.type == "cpu" else 1) + self._used()))
+        self.limit = limit
+
+    @staticmethod
+    def is_known(device: torch.device) -> bool:
+        """Whether it can be told how much memory of the device there is, and how much is used."""
+        return device.type == "cuda" or (device.type == "cpu" and _STATUS.is_file())
+
+    def restart(self) -> None:
+        """Begin anew with the peak."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with suppress(OSError):  # where the system forbids it, the peak is that since the start of the process
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """The most bytes that were in use since `restart`."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return _kilobytes(_STATUS, "VmHWM") * 1024
+
+    def _used(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.memory_reserved(self._device)
+        return _kilobytes(_STATUS, "VmRSS") * 1024
+
+    def _free(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.mem_get_info(self._device)[0]
+        free = _kilobytes(Path("/proc/meminfo"), "MemAvailable") * 1024
+        for limit, used in _CONTAINERS:
+            with suppress(OSError, ValueError):  # there is no such file, or no limit
+                free = min(free, int(limit.read_text()) - int(used.read_text()))
+        return free
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """A figure of a file in /proc, such as `VmHWM:  1234 kB`."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next(int(words[1]) for words in lines if words[0] == f"{name}:")
 
 
 class AdaptiveBatch:

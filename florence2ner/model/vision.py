@@ -106,6 +106,11 @@ class VisionEncoder(nn.Module):
         """An estimate of the bytes that the encoding of one image takes in `dtype`."""
         return bytes_of_encoding(self._model[0].config, self._image_processor.image_seq_length, dtype.itemsize)
 
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether the vision tower is on the CPU, as nothing needs it."""
+        return bool(self._offloaded)
+
     def offload(self) -> None:
         """Move the vision tower to the CPU, to free the device's memory. Only for a frozen tower."""
         self._offloaded = [self.tower.to("cpu")]

@@ -57,7 +57,7 @@ def advise(config: TrainConfig, start: Start, order: DataOrder, total_steps: int
     assert isinstance(order, ShuffledOrder), "others need max_steps"
     images, processes = len(order.samples), order.processes
     batch = 1
-    while 2 * batch <= config.train_batch_size and 20 * batch * processes <= images:
+    while 2 * batch <= config.micro_batch and 20 * batch * processes <= images:
         batch *= 2
     per_epoch = replace(order, batch_size=batch, accumulation=1).updates_per_epoch
     epochs = max(config.epochs, -(-_ENOUGH_UPDATES // per_epoch))

@@ -32,7 +32,7 @@ def draw_schedule(config: ScheduleConfig) -> list[float]:
     rates = [peak * schedule(step) for step in range(total)]
     if note:
         display.say(note)
-    images = config.train_batch_size * config.gradient_accumulation_steps * config.processes
+    images = config.micro_batch * config.gradient_accumulation_steps * config.processes
     highest, place = max((rate, -step) for step, rate in enumerate(rates))
     title = f"{total} updates of {images} images, {config.lr_schedule} after {config.warmup_steps} of warmup"
     width = min(_WIDTH, shutil.get_terminal_size().columns - 1)

@@ -124,7 +124,7 @@ def _resume(config: TrainConfig, checkpoint: Path, shards: tuple[Shard, ...]) ->
         state.tracker_id = secrets.token_hex(4)  # a fork into another run folder is another W&B run
     split_file = checkpoint.parent / SPLIT_FILE
     check_same_shards(read_shards_of_run(split_file), shards)
-    if shards and settings["train_batch_size"] != config.train_batch_size:
+    if shards and config.train_batch_size not in ("auto", settings["train_batch_size"]):
         notes.append("with another train_batch_size, images of shards are not in the order of an uninterrupted run")
     roots = (*(() if shards else config.roots), *config.eval_roots)
     found = merge([discover(root) for root in roots])
@@ -278,6 +278,8 @@ def _compare_settings(before: dict[str, Any], config: TrainConfig) -> list[str]:
             "--model-name to go on with the run, or choose another --run-name to start from another model"
         )
     free = {"resume", "model_name", "warmup_ratio", *(_KEPT - config.model_fields_set)}
+    if config.train_batch_size == "auto":  # the run keeps what it found; images per update are compared elsewhere
+        free |= {"train_batch_size", "gradient_accumulation_steps", "memory_limit_gb"}
     changed = [
         f"{key} {before[key]} -> {value}"
         for key, value in now.items()

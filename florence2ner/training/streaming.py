@@ -83,7 +83,7 @@ def settle_lanes(context: Context, state: TrainState) -> None:
 def stream_order(config: TrainConfig, state: TrainState, *, processes: int) -> StreamOrder:
     """The order of a run with these lanes."""
     return StreamOrder(
-        batch_size=config.train_batch_size,
+        batch_size=config.micro_batch,
         accumulation=config.gradient_accumulation_steps,
         processes=processes,
         seed=config.seed,

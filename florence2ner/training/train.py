@@ -24,6 +24,7 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
 from florence2ner.model.lora import is_adapted
 from florence2ner.model.tasks import doubt_about
+from florence2ner.training.batch_size import check_batch_size, find_batch_size, note_batch_size, settle_batch_size
 from florence2ner.training.callbacks import Callback, Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
@@ -73,6 +74,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
     ):
         check_trackers(config.log_with)
         start = find_start(config)
+        config = settle_batch_size(config, start.state)
         context = _join_processes(config, start)
         captioner = build_model(context, start)
         parameters = count_parameters(captioner.model)
@@ -88,6 +90,9 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         config, cut = settle_warmup(config, data.total_steps, before=start.warmup_steps)
         context = replace(context, config=config)
         filled = Filled() if data.stream else fill_cache(context, captioner, data.drawn(), stack)
+        context, data = find_batch_size(context, captioner, data, filled.features)
+        config = context.config
+        note_batch_size(config, start.state)
         signals = StopSignals()
         step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
         loader = build_loader(context, captioner, data, filled.features, start.state)
@@ -125,14 +130,15 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         seed=config.seed,
         timeout=timedelta(seconds=config.process_timeout),
     )
+    display = Display(is_main=accelerator.is_main_process)
     check_average(accelerator, config)
+    check_batch_size(Context(config, accelerator, display))
     configure_deepspeed(
         accelerator,
-        micro_batch=config.train_batch_size,
+        micro_batch=config.micro_batch,
         micro_batches=config.gradient_accumulation_steps,
         clip_grad_norm=config.clip_grad_norm,
     )
-    display = Display(is_main=accelerator.is_main_process)
     facts = {"configuration": config, "dataset": keys_and_captions(start.split), "checkpoint": start.state.step}
     facts |= {"model": start.model_name, "shards": labels([shard.path for shard in start.shards])}
     check_equal(accelerator, facts)
@@ -158,8 +164,6 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         display.say(f"note: {slow}")
     state = start.state
     state.processes, state.precision, state.global_batch = processes, precision, order.global_batch
-    if state.micro_batch != config.train_batch_size:  # else fewer at once, if memory ran out before
-        state.micro_batch = state.images_at_once = config.train_batch_size
     return context
 
 
