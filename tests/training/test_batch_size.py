@@ -101,3 +101,11 @@ def test_two_processes_agree_and_what_they_hold_besides_is_counted(
     assert size * accumulation == 48
     state = json.loads((config.run_dir / "step-2" / "state" / "train_state.json").read_text())
     assert (state["micro_batch"], state["images_at_once"], state["global_batch"]) == (size, size, 96)
+
+
+def test_where_others_share_out_the_memory_it_is_refused(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_size, "is_sharded", lambda _: True)
+    with pytest.raises(UserError, match="train_batch_size: auto doesn't work under FSDP"):
+        train(make_config(**AUTO))
