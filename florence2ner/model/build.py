@@ -9,6 +9,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from florence2ner.model.adapt import cast_trained, checkpoint_gradients, freeze
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.checkpoints.mapping import release_mapped_files
 from florence2ner.model.kernels.attention import use_fast_attention
 from florence2ner.model.kernels.compilation import compile_parts
 from florence2ner.model.kernels.dropout import use_fast_dropout
@@ -93,7 +94,8 @@ def build_captioner(
     2. Replace kernels, in the layers that step 1 has left.
     3. Move to the device, so that step 4 makes its copies there.
     4. Cast the frozen weights, and with `trained_dtype` the trained ones.
-    5. Compile last: the compiler must see every hook, and on a CPU it compiles frozen weights in as constants.
+    5. Compile last: the compiler must see every hook, and on a CPU it compiles frozen weights in as constants. The
+       file that the weights came from has been read by then.
     """
     freeze(model, vision=frozen.vision, language=frozen.language, other=frozen.other)
     if is_adapted(model):
@@ -115,4 +117,5 @@ def build_captioner(
         captioner.frozen_weights.cast(captioner, dtype, for_good=frozen.everything)
     if compiled:
         compile_parts(model, device)
+    release_mapped_files()
     return captioner.eval()
