@@ -294,6 +294,11 @@ class TrainMachineOptions(MachineOptions):
     gradient_checkpointing: bool = option(
         True, "Recompute activations in the backward pass: less memory, about a quarter more time."
     )
+    activation_offload: Literal["none", "cpu", "disk"] = option(
+        "none",
+        "Where activations wait for the backward pass. none: where they are. cpu: those of a GPU in the host's memory. "
+        "disk: in an unnamed file in the folder for temporary files (TMPDIR).",
+    )
     feature_cache: Literal["auto", "memory", "disk", "off"] = option(
         "auto", "Encode each image once, where the vision tower is frozen, and keep the result. auto: on the disk."
     )

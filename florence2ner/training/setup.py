@@ -1,7 +1,7 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -136,10 +136,12 @@ def build_step(
     total_steps: int,
     *,
     signal: Callable[[], int | None] = lambda: None,
+    saving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> UpdateStep:
     """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
 
-    Every process must call this. Nothing may change the layers of `captioner` afterwards.
+    Every process must call this. Nothing may change the layers of `captioner` afterwards. For `signal` and `saving` see
+    `UpdateStep`.
     """
     config, accelerator = context.config, context.accelerator
     optimizer = make_optimizer(config, captioner)
@@ -168,7 +170,7 @@ def build_step(
     # Not prepared by Accelerate, which would step it once per process. Its only state is the number of updates.
     schedule = LambdaLR(optimizer, schedule_of(config, total_steps), last_epoch=start.state.step - 1)
     parts = accelerator, prepared, prepared_optimizer, schedule, token_losses
-    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, average=average, signal=signal)
+    return UpdateStep(*parts, clip_grad_norm=config.clip_grad_norm, average=average, signal=signal, saving=saving)
 
 
 def build_augmentation(config: TrainConfig, samples: Sequence[Sample]) -> Augmentation:

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -49,7 +49,7 @@ class UpdateStep:
 
     An update whose loss or gradient is not finite leaves weights, optimizer and `average` as they were. Every process
     must call the step, each with its own window of the same update; `signal()` is the signal that this process has
-    received.
+    received. `saving()` is a context manager for each forward pass: it decides where activations are saved.
 
     The host waits for the device once per update, when all numbers that it needs are read together (GradScaler, for
     fp16, has it wait once more).
@@ -66,6 +66,7 @@ class UpdateStep:
         clip_grad_norm: float | None,
         average: WeightAverage | None = None,
         signal: Callable[[], int | None] = lambda: None,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -75,6 +76,7 @@ class UpdateStep:
         self.clip_grad_norm = clip_grad_norm
         self.average = average
         self.signal = signal
+        self.saving = saving
 
     def __call__(self, window: Window) -> Update:
         accelerator, micro_batches = self.accelerator, len(window.batches)
@@ -88,7 +90,8 @@ class UpdateStep:
         sample_losses = []
         for batch in one_ahead(window.batches, accelerator.device):
             with accelerator.accumulate(self.model):
-                with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
+                # Accelerate wraps the forward of a DDP model in autocast, but not of FSDP's.
+                with accelerator.autocast(), self.saving():
                     losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())
