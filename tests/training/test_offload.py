@@ -76,6 +76,7 @@ def test_a_full_disk_is_one_line_after_which_the_run_goes_on_as_if_nothing_had_b
     assert "settings that changed: activation_offload none -> disk" in re.sub(r"\s+", " ", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_a_kill(make_config: MakeConfig, cold_start: ColdStart, tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()
