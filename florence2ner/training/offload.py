@@ -46,8 +46,7 @@ def start_offload(
     file = UnnamedFile(_FIX)
     stack.callback(file.close)
     folder = Path(tempfile.gettempdir())
+    context.display.say(f"activations wait for the backward pass in an unnamed file in {folder}")
     if is_in_memory(folder):
-        context.display.warn_once(
-            f"activations are offloaded to {folder}, which is itself in memory: set TMPDIR to a folder on a disk"
-        )
+        context.display.warn_once(f"{folder} is itself in memory: set TMPDIR to a folder on a disk")
     return partial(Offload(file).saving, captioner)

@@ -97,7 +97,8 @@ def test_a_folder_in_memory_is_warned_of(
     monkeypatch.setattr(tempfile, "tempdir", "/dev/shm")
     train(make_config(**SHORT | DISK | {"max_steps": 1}))
     said = re.sub(r"\s+", " ", capfd.readouterr().err)
-    assert "offloaded to /dev/shm, which is itself in memory: set TMPDIR to a folder on a disk" in said
+    assert "activations wait for the backward pass in an unnamed file in /dev/shm" in said
+    assert "/dev/shm is itself in memory: set TMPDIR to a folder on a disk" in said
 
 
 def test_the_memory_of_a_cpu_is_refused(make_config: MakeConfig) -> None:
