@@ -142,3 +142,14 @@ def plan(*paths: Path, **settings: Any) -> CaptionPlan:
     """What `florence2ner caption PATHS` would do with these settings."""
     config = CaptionConfig.model_validate({"paths": paths} | settings)
     return make_plan(config, discover_images(config.paths))
+
+
+def unnamed_files(folder: Path, pid: int | str = "self") -> list[int]:
+    """Sizes of the files in `folder` without a name that a process has open. Needs Linux."""
+    sizes = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            target = os.readlink(descriptor)
+            if target.startswith(f"{folder}/") and target.endswith(" (deleted)"):
+                sizes.append(descriptor.stat().st_size)
+    return sizes

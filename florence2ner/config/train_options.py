@@ -324,6 +324,11 @@ class TrainMachineOptions(MachineOptions):
     gradient_checkpointing: bool = option(
         True, "Recompute activations in the backward pass: less memory, about a quarter more time."
     )
+    activation_offload: Literal["none", "cpu", "disk"] = option(
+        "none",
+        "Where activations wait for the backward pass. none: where they are. cpu: those of a GPU in the host's memory. "
+        "disk: in an unnamed file in the folder for temporary files (TMPDIR).",
+    )
     memory_limit_gb: float | None = option(
         None,
         "Memory in GB that a process may fill, for train_batch_size: auto. none: nearly all that is free.",

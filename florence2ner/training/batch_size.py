@@ -1,6 +1,8 @@
 """The largest micro-batch that fits into memory, for `train_batch_size: auto`: found by trying."""
 
 import heapq
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Self
 
@@ -61,7 +63,11 @@ def settle_batch_size(config: TrainConfig, state: TrainState) -> TrainConfig:
 
 
 def find_batch_size(
-    context: Context, captioner: Captioner, data: TrainData, features: FeatureSource | None
+    context: Context,
+    captioner: Captioner,
+    data: TrainData,
+    features: FeatureSource | None,
+    saving: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Context, TrainData]:
     """Find the largest micro-batch with which an update of the longest caption fits into the memory of every process.
 
@@ -73,7 +79,7 @@ def find_batch_size(
         return context, data
     generators = Generators(accelerator.device)
     known = features if captioner.vision.is_offloaded else None  # where some image isn't, the tower is needed, too
-    with Trial(context, captioner, _longest(data, captioner), known) as trial:
+    with Trial(context, captioner, _longest(data, captioner), known, saving) as trial:
         found, needed = trial.largest(_divisors(config.micro_batch * config.gradient_accumulation_steps))
     generators.restore()
     config = with_micro_batch(config, min(gather_object([found])))
@@ -94,8 +100,16 @@ def note_batch_size(config: TrainConfig, state: TrainState) -> None:
 class Trial:
     """A context manager in which updates are tried out, with all in memory that a run has there."""
 
-    def __init__(self, context: Context, captioner: Captioner, sample: Sample, features: FeatureSource | None) -> None:
-        """Updates are of `sample`, as often as they have images."""
+    def __init__(
+        self,
+        context: Context,
+        captioner: Captioner,
+        sample: Sample,
+        features: FeatureSource | None,
+        saving: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Updates are of `sample`, as often as they have images. For `saving` see `UpdateStep`."""
+        self._saving = saving
         self._context = context
         self._captioner = captioner
         config, device = context.config, context.accelerator.device
@@ -150,7 +164,7 @@ class Trial:
 
     def _update(self, batch: Batch) -> bool:
         accelerator = self._context.accelerator
-        with accelerator.autocast():
+        with accelerator.autocast(), self._saving():
             losses = token_losses(self._captioner, batch.to(accelerator.device))
         accelerator.backward(losses.sum())
         return True

@@ -1,7 +1,7 @@
 """Builds the parts of a training run: model, data, optimizer step and loader. `train.py` puts them together."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -136,10 +136,12 @@ def build_step(
     total_steps: int,
     *,
     signal: Callable[[], int | None],
+    saving: Callable[[], AbstractContextManager[None]],
 ) -> UpdateStep:
     """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
 
-    Every process must call this. Nothing may change the layers of `captioner` afterwards.
+    Every process must call this. Nothing may change the layers of `captioner` afterwards. For `signal` and `saving` see
+    `UpdateStep`.
     """
     config, accelerator = context.config, context.accelerator
     optimizer = make_optimizer(config, captioner)
@@ -174,6 +176,7 @@ def build_step(
         average=average,
         images_at_once=start.state.images_at_once,
         signal=signal,
+        saving=saving,
         warn=context.display.warn,
     )
 

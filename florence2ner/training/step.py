@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -63,7 +63,7 @@ class UpdateStep:
 
     An update whose loss or gradient is not finite leaves weights, optimizer and `average` as they were. Every process
     must call the step, each with its own window of the same update; `signal()` is the signal that this process has
-    received.
+    received. `saving()` is a context manager for each forward pass: it decides where activations are saved.
 
     The host waits for the device once per update, when all numbers that it needs are read together (GradScaler, for
     fp16, has it wait once more).
@@ -82,6 +82,7 @@ class UpdateStep:
         images_at_once: int | None = None,
         signal: Callable[[], int | None] = lambda: None,
         warn: Callable[[str], None] = lambda _: None,
+        saving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """`images_at_once`: the most images in a forward pass, where micro-batches are larger. `warn` hears of less."""
         self.accelerator = accelerator
@@ -96,6 +97,7 @@ class UpdateStep:
         self.warn = warn
         self._is_sharded = is_sharded(accelerator) or uses_deepspeed(accelerator)
         self._waited_for = False  # whether other processes can't go on without the part that is being computed
+        self.saving = saving
 
     def __call__(self, window: Window) -> Update:
         accelerator = self.accelerator
@@ -153,7 +155,8 @@ class UpdateStep:
         for number, batch in enumerate(one_ahead(parts, accelerator.device), start=1):
             self._waited_for = accelerator.num_processes > 1 and (self._is_sharded or number == len(parts))
             with accelerator.accumulate(self.model):
-                with accelerator.autocast():  # Accelerate wraps the forward of a DDP model in it, but not of FSDP's
+                # Accelerate wraps the forward of a DDP model in autocast, but not of FSDP's.
+                with accelerator.autocast(), self.saving():
                     losses = self.token_losses(self.model, batch).sum(dim=1)  # (B,)
                 accelerator.backward(losses.sum() * scale)
                 sample_losses.append(losses.detach())

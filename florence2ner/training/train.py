@@ -31,6 +31,7 @@ from florence2ner.training.context import Context
 from florence2ner.training.encode import Filled, fill_cache
 from florence2ner.training.length import advise, check_warmup, settle_warmup
 from florence2ner.training.lora import write_merged
+from florence2ner.training.offload import check_offload, start_offload
 from florence2ner.training.optimization import check_optimizer
 from florence2ner.training.result import TrainResult, result_of
 from florence2ner.training.run import assemble
@@ -90,11 +91,12 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         config, cut = settle_warmup(config, data.total_steps, before=start.warmup_steps)
         context = replace(context, config=config)
         filled = Filled() if data.stream else fill_cache(context, captioner, data.drawn(), stack)
-        context, data = find_batch_size(context, captioner, data, filled.features)
+        saving = start_offload(context, captioner, stack)
+        context, data = find_batch_size(context, captioner, data, filled.features, saving)
         config = context.config
         note_batch_size(config, start.state)
         signals = StopSignals()
-        step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received)
+        step = build_step(context, captioner, start, data.total_steps, signal=lambda: signals.received, saving=saving)
         loader = build_loader(context, captioner, data, filled.features, start.state)
         stack.enter_context(signals)
         _open_run(context, start, data, parameters, filled.digests, stack)
@@ -145,6 +147,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes, context = accelerator.num_processes, Context(config, accelerator, display)
     check_optimizer(context)
+    check_offload(context)
     order: DataOrder
     if start.shards:
         settle_lanes(context, start.state)

@@ -44,6 +44,15 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, precisio
     assert logged(fork.run_dir, "train/loss") == {step: loss for step, loss in losses.items() if step > 3}
 
 
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_activations_that_wait_elsewhere_come_back_with_the_same_bits(make_config: MakeConfig, where: str) -> None:
+    settings = {"max_steps": 2, "eval_steps": None, "save_steps": None, "mixed_precision": "bf16"}
+    settings |= {"freeze_vision": False, "gradient_checkpointing": False}
+    plain = weights(train(make_config(run_name="plain", **settings)).checkpoint)
+    moved = weights(train(make_config(run_name="moved", activation_offload=where, **settings)).checkpoint)
+    assert [name for name in plain if not torch.equal(moved[name], plain[name])] == []
+
+
 class _Watched(UpdateStep):
     """A step in which CUDA raises an error where the host waits for the device, but for its one read."""
 
