@@ -26,11 +26,18 @@ from tests.benchmarks.training import ACCUMULATION, Original, make_dataset
 
 UPDATES = 4  # the first is left out: it makes the optimizer's state
 ORIGINAL = "the original script's way"
-KAHAN = {"weights_dtype": "bf16", "optimizer": "optimi_adamw"}
+BF16 = {"mixed_precision": "bf16"}
+KAHAN = BF16 | {"weights_dtype": "bf16", "optimizer": "optimi_adamw"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "`--no-gradient-checkpointing`": {"gradient_checkpointing": False},
-    "`--weights-dtype bf16 --optimizer optimi_adamw`": KAHAN,
+    "`--activation-offload disk`": {"activation_offload": "disk"},
+    "`--no-gradient-checkpointing --activation-offload disk`": {
+        "gradient_checkpointing": False,
+        "activation_offload": "disk",
+    },
+    "`--mixed-precision bf16`": BF16,
+    "`--mixed-precision bf16 --weights-dtype bf16 --optimizer optimi_adamw`": KAHAN,
     "`--optimizer adafactor`": {"optimizer": "adafactor"},
     "`--ema-decay 0.999`": {"ema_decay": 0.999},
     "`--lora-rank 16`": {"lora_rank": 16},
@@ -76,11 +83,10 @@ def measure(name: str, folder: Path, batch_size: int, machine: Machine) -> tuple
             train_batch_size=batch_size,
             gradient_accumulation_steps=ACCUMULATION,
             feature_cache_dir=folder / "features",
-            mixed_precision=machine.precision,
             eval_steps=None,
             save_steps=None,
             log_with=("none",),
-            **OPTIONS[name],
+            **{"mixed_precision": machine.precision} | OPTIONS[name],
         )
         train(config, callbacks=[watch])
     return watch.peak, watch.seconds / images
@@ -90,10 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.memory", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch-size", type=int, default=4, help="images per micro-batch, of which an update has two")
+    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16"], help="of the forward pass")
     parser.add_argument("--only", help="one row, in this process, in the folder of --folder")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
-    machine = Machine(torch.device(arguments.device), resolve_mixed_precision("auto"))
+    machine = Machine(torch.device(arguments.device), resolve_mixed_precision(arguments.precision))
     if arguments.only:
         print(json.dumps(measure(arguments.only, arguments.folder, arguments.batch_size, machine)))
         return
@@ -106,6 +113,7 @@ def main() -> None:
         for row in (ORIGINAL, *OPTIONS):
             command = [sys.executable, "-m", "tests.benchmarks.memory", "--only", row, "--folder", name]
             command += ["--device", arguments.device, "--batch-size", str(arguments.batch_size)]
+            command += ["--precision", machine.precision]
             told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             peak, seconds = json.loads(told.splitlines()[-1])
             print(f"| {row} | {peak / 1e9:.2f} | {seconds:.2f} |", flush=True)
