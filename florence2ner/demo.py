@@ -6,7 +6,7 @@ import random
 import time
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageDraw
 
 from florence2ner.captioning.caption import caption
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
@@ -123,14 +123,6 @@ def draw_shape(rng: random.Random) -> tuple[Image.Image, str]:
     else:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=COLOURS[colour])
     return picture, f"a {size} {colour} {form} {place}"
-
-
-def box_of_shape(picture: Image.Image) -> tuple[int, int, int, int]:
-    """Where the shape of a drawn picture is: x1 y1 x2 y2 in pixels, the last two just beyond it."""
-    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))  # no shape reaches into a corner
-    box = ImageChops.difference(picture, ground).getbbox()
-    assert box is not None
-    return box
 
 
 def _corners(x: float, y: float, radius: float, corners: int) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
 from florence2ner import CaptionConfig, TrainConfig
@@ -153,3 +153,11 @@ def unnamed_files(folder: Path, pid: int | str = "self") -> list[int]:
             if target.startswith(f"{folder}/") and target.endswith(" (deleted)"):
                 sizes.append(descriptor.stat().st_size)
     return sizes
+
+
+def box_of_shape(picture: Image.Image) -> tuple[int, int, int, int]:
+    """Where the shape of a drawn picture is: x1 y1 x2 y2 in pixels, the last two just beyond it."""
+    ground = Image.new("RGB", picture.size, picture.getpixel((0, 0)))  # no shape reaches into a corner
+    box = ImageChops.difference(picture, ground).getbbox()
+    assert box is not None
+    return box

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from florence2ner.demo import COLOURS, FORMS, PLACES, SIDE, SIZES, box_of_shape, demo, draw_dataset, draw_shape
+from florence2ner.demo import COLOURS, FORMS, PLACES, SIDE, SIZES, demo, draw_dataset, draw_shape
 from florence2ner.errors import UserError
-from tests.support import files_in
+from tests.support import box_of_shape, files_in
 
 SHARES = {"star": (0, 0.45), "triangle": (0.45, 0.6), "circle": (0.7, 0.85), "square": (0.95, 1)}  # of its box
 

@@ -86,15 +86,19 @@ class Reference(Contestant):
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
         super().__init__(machine, photos, batch_size)
         self.model.activation_checkpointing_enable()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=DECAY)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.trained, lr=RATE, weight_decay=DECAY)
+
+    def loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with self.machine.autocast():
+            loss: torch.Tensor = self.model(**inputs).loss
+        return loss
 
     def epoch(self) -> None:
         self.model.train()
         loader = DataLoader(self.samples, self.batch_size, shuffle=True, collate_fn=self.inputs)
         for number, inputs in enumerate(loader, start=1):
-            with self.machine.autocast():
-                loss = self.model(**{name: value.to(self.machine.device) for name, value in inputs.items()}).loss
+            loss = self.loss({name: value.to(self.machine.device) for name, value in inputs.items()})
             (loss / ACCUMULATION).backward()
             if number % ACCUMULATION == 0:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -102,27 +106,17 @@ class Reference(Contestant):
                 self.optimizer.zero_grad()
 
 
-class Original(Contestant):
+class Original(Reference):
     """The original script's way, on the native class: weights in bf16, AdamW with Kahan summation."""
 
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
         super().__init__(machine, photos, batch_size)
         self.model.to(torch.bfloat16)
-        self.model.activation_checkpointing_enable()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = optimi.AdamW(trained, lr=RATE, weight_decay=DECAY, kahan_sum=True)
+        self.optimizer = optimi.AdamW(self.trained, lr=RATE, weight_decay=DECAY, kahan_sum=True)
 
-    def epoch(self) -> None:
-        self.model.train()
-        loader = DataLoader(self.samples, self.batch_size, shuffle=True, collate_fn=self.inputs)
-        for number, inputs in enumerate(loader, start=1):
-            inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
-            loss = self.model(**{name: value.to(self.machine.device) for name, value in inputs.items()}).loss
-            (loss / ACCUMULATION).backward()
-            if number % ACCUMULATION == 0:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+    def loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = self.model(**inputs | {"pixel_values": inputs["pixel_values"].to(torch.bfloat16)}).loss
+        return loss
 
 
 class HuggingFace(Contestant):

@@ -15,11 +15,12 @@ from florence2ner import CaptionConfig, TrainConfig, UserError, caption, train
 from florence2ner.data.layouts.coco import discover, matches
 from florence2ner.data.pictures import load_image
 from florence2ner.data.samples import Sample
-from florence2ner.demo import SIDE, box_of_shape, draw_shape
+from florence2ner.demo import SIDE, draw_shape
 from florence2ner.model.answers import parse_answer
 from florence2ner.model.checkpoints.scratch import init_model
 from florence2ner.model.tasks import TASKS
 from tests.data.support import overlap
+from tests.support import box_of_shape
 
 CATEGORIES = [{"id": 3, "name": "car", "supercategory": "vehicle"}, {"id": 7, "name": "traffic light"}]
 SIZE = {"width": 200, "height": 100}
