@@ -94,26 +94,25 @@ def _fail(message: str, code: int = 2) -> None:
 
 
 def _command(
-    config: type[Config], *, name: str, listing: dict[str, Any] | None = None
+    config: type[Config], *, name: str, further: dict[str, Any] | None = None
 ) -> Callable[[Callable[..., int | None]], None]:
     """Register `run(config)` as a command whose flags are the fields of `config`, plus `--config FILE`.
 
-    `listing` are annotations of flags that print something and end the command.
+    `further` are annotations of other flags, each of which is an argument of `run` where it was given.
     """
 
     def register(run: Callable[..., int | None]) -> None:
         def command(**given: Any) -> None:
-            for flag in listing or {}:
-                given.pop(flag)
+            arguments = {flag: value for flag in further or {} if (value := given.pop(flag))}
             config_file = given.pop("config", None) or _settings_of_run(given.get("resume"))
             flags = {key: None if value is _NONE else value for key, value in given.items() if value is not None}
-            exit_code = run(load_config(config, flags, config_file))
+            exit_code = run(load_config(config, flags, config_file), **arguments)
             _leave_processes()
             if exit_code:
                 raise typer.Exit(exit_code)
 
         parameters = [_config_file_parameter()] + [_parameter(config, field) for field in config.model_fields]
-        parameters += [_keyword(flag, annotation) for flag, annotation in (listing or {}).items()]
+        parameters += [_keyword(flag, annotation) for flag, annotation in (further or {}).items()]
         # Typer reads signature and annotations, and takes the docstring as the help text.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -205,9 +204,26 @@ _OPTIMIZERS = typer.Option(
 )
 
 
-@_command(TrainConfig, name="train", listing={"list_optimizers": Annotated[bool | None, _OPTIMIZERS]})
-def _train(config: TrainConfig) -> None:
+_ESTIMATE = typer.Option(
+    "--estimate",
+    help="Print the memory that a run with these settings takes, without loading the model, and end.",
+    rich_help_panel="Machine",
+    metavar="",
+)
+_FLAGS_OF_TRAIN = {
+    "list_optimizers": Annotated[bool | None, _OPTIMIZERS],
+    "estimate": Annotated[bool | None, _ESTIMATE],
+}
+
+
+@_command(TrainConfig, name="train", further=_FLAGS_OF_TRAIN)
+def _train(config: TrainConfig, *, estimate: bool = False) -> None:
     """Fine-tune Florence-2 on a folder of images and captions."""
+    if estimate:
+        from florence2ner.training.estimate import estimate_memory
+
+        estimate_memory(config)
+        return
     from florence2ner.training.train import train
 
     train(config)

@@ -1,6 +1,9 @@
-"""The real size on real input: base-size Florence-2, photographs of 1280x960, all three commands."""
+"""The real size on real input: base-size Florence-2, photographs of 1280x960, all three commands, their memory."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,23 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
-from florence2ner import CaptionConfig, EvalConfig, TrainConfig, caption, evaluate, train
+from florence2ner import CaptionConfig, EvalConfig, TrainConfig, caption, evaluate
 from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.model.checkpoints.scratch import init_model
 from tests.photos import SIZE, make_photos
+from tests.support import write
+
+
+def check_estimate(config: TrainConfig, folder: Path) -> None:
+    """Train, and compare the most memory that this has taken with what `--estimate` has said."""
+    arguments = "train", "--config", str(write(config, folder))
+    said, took = (
+        subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=True).stdout
+        for command in (("florence2ner", *arguments, "--estimate"), ("tests.programs.peak", *arguments))
+    )
+    total = re.search(r"total +([\d.]+) GB", said)
+    assert total
+    assert float(total[1]) * 1e9 == pytest.approx(int(took.split()[-1]), rel=0.15), said
 
 
 @pytest.mark.slow
@@ -26,6 +42,7 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         model_name=str(base),
         dataset_path=photos,
         output_dir=tmp_path / "checkpoints",
+        run_name="run",
         feature_cache_dir=tmp_path / "features",
         max_steps=1,
         warmup_steps=0,
@@ -36,7 +53,8 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         log_with=("jsonl",),
         **generation,
     )
-    checkpoint = train(config).checkpoint
+    check_estimate(config, tmp_path)
+    checkpoint = (config.run_dir / "latest").resolve()
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 1
@@ -50,6 +68,9 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
     for text in imgs.glob("*.txt"):
         text.unlink()
     assert caption(CaptionConfig(paths=(imgs,), model_name=str(checkpoint), **generation)).done == 1
+
+    lora = {"lora_rank": 16, "gradient_checkpointing": False, "train_batch_size": 4, "max_steps": 2, "run_name": "lora"}
+    check_estimate(config.model_copy(update=lora), tmp_path)
 
     model = Florence2ForConditionalGeneration.from_pretrained(checkpoint)
     assert 230e6 < model.num_parameters() < 232e6

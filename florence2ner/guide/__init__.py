@@ -15,6 +15,7 @@ _ORDER = (
         "captioning",
         "lora",
         "optimizers",
+        "memory",
         "checkpoints",
         "scaling",
         "speed",

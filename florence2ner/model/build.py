@@ -1,5 +1,6 @@
 """Builds a model that is ready for use, in the one order that works; train, eval and caption all call it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from florence2ner.model.kernels.attention import use_fast_attention
 from florence2ner.model.kernels.compilation import compile_parts
 from florence2ner.model.kernels.dropout import use_fast_dropout
 from florence2ner.model.lora import adapted_layers, is_adapted, train_adapters_only
+
+Place = Callable[[Captioner, torch.device], Captioner]  # moves a captioner to a device and returns it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +85,13 @@ def build_captioner(
     gradient_checkpointing: bool = False,
     compiled: bool = False,
     channels_last: bool = True,
+    place: Place = Captioner.to,
 ) -> Captioner:
     """A captioner on `device`, in evaluation mode. `model` is changed in place and becomes a part of it.
 
     Of a model with adapters only these are trained, in the parts that are not `frozen`. `dtype` is the dtype that
     autocast casts to; None where it is off, or where all weights must have one dtype (sharding). `trained_dtype` is
-    that of the trained weights; None leaves them as they are.
+    that of the trained weights; None leaves them as they are. `place` is what moves the captioner to the device.
 
     The order of the steps matters:
     1. Freeze, and enable gradient checkpointing: the later steps look at `requires_grad`.
@@ -110,7 +114,7 @@ def build_captioner(
     if channels_last:  # makes the tower's convolutions about a third faster, and slows down nothing else
         model.model.vision_tower.to(memory_format=torch.channels_last)
 
-    captioner = Captioner(model, processor).to(device)
+    captioner = place(Captioner(model, processor), device)
     if trained_dtype:
         cast_trained(captioner, trained_dtype)
     if dtype:

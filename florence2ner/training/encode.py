@@ -26,7 +26,7 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.model.inputs import Encoded, Pixels
 from florence2ner.training.context import Context
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _GIGABYTE = 10**9
 _STORED_BEHIND = 2  # most batches that wait to be stored while others are encoded
 _rounds = itertools.count()  # numbers the work queues, the same in all processes
@@ -41,6 +41,11 @@ class Filled:
     unreadable: Collection[str] = ()  # keys of images that can't be read
 
 
+def keeps_features(config: TrainConfig, captioner: Captioner) -> bool:
+    """Whether images are encoded once, in advance."""
+    return config.feature_cache != "off" and captioner.vision.is_frozen and not config.augment
+
+
 def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample], stack: ExitStack) -> Filled:
     """Encode the samples' images that are not in the feature cache yet.
 
@@ -52,7 +57,7 @@ def fill_cache(context: Context, captioner: Captioner, samples: Sequence[Sample]
     config, accelerator = context.config, context.accelerator
     if config.feature_cache == "off" or not captioner.vision.is_frozen:
         return Filled()
-    if config.augment:
+    if not keeps_features(config, captioner):
         context.display.say(
             "augment: images differ each time, so there is no feature cache; each is encoded every time"
         )
@@ -80,7 +85,7 @@ def _open_cache(context: Context, captioner: Captioner, directory: Path, images:
     Raises UserError in every process if one of them can't use the directory.
     """
     accelerator, vision = context.accelerator, captioner.vision
-    dtype = _DTYPES[context.config.feature_cache_dtype]
+    dtype = DTYPES[context.config.feature_cache_dtype]
     fingerprint = fingerprint_of(vision.weights(), vision.facts(), dtype, accelerator.mixed_precision)
     problem, found = "", {}
     patience = context.config.process_timeout
@@ -117,7 +122,7 @@ def _fill(
     missing = max(gather_object([len(cache.missing(unique))]))
     unreadable = {image: "can't be opened" for image in images if image.key not in cache.digests}
     if missing:
-        bytes_each = captioner.vision.encoded_bytes(_DTYPES[config.feature_cache_dtype])
+        bytes_each = captioner.vision.encoded_bytes(DTYPES[config.feature_cache_dtype])
         room = min(gather_object([cache.room(bytes_each, config.feature_cache_max_gb * _GIGABYTE)]))
         todo = [chunk for chunk in chunks if cache.missing(chunk)][: room // size if room < missing else None]
         number = missing if room >= missing else len(todo) * size
@@ -143,7 +148,7 @@ def _encode(
     works when machines have caches of their own.
     """
     accelerator = context.accelerator
-    dtype = _DTYPES[context.config.feature_cache_dtype]
+    dtype = DTYPES[context.config.feature_cache_dtype]
     unreadable: dict[ImageRef, str] = {}
     samples = [Sample(image, "") for chunk in chunks for image in chunk]
     starts = [sum(map(len, chunks[:i])) for i in range(len(chunks))]

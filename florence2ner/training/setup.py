@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.augment import Augmentation, names_side
@@ -25,7 +26,7 @@ from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import autocast_dtype
 from florence2ner.engine.sharding import is_sharded, leave_whole
 from florence2ner.errors import UserError
-from florence2ner.model.build import build_captioner
+from florence2ner.model.build import Place, build_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.checkpoints.original import check_original
@@ -45,10 +46,22 @@ def build_model(context: Context, start: Start) -> Captioner:
 
     Raises UserError as `load_model` and `settle_lora` do, and for a model that the layout to export can't hold.
     """
-    config, accelerator = context.config, context.accelerator
     check_lora(context)
-    model, processor = load_model(start.model_name, attn_implementation=config.attn_implementation, merge=False)
-    frozen = settle_lora(context, model, start.model_name)
+    model, processor = load_model(start.model_name, attn_implementation=context.config.attn_implementation, merge=False)
+    return make_captioner(context, model, processor, start.model_name)
+
+
+def make_captioner(
+    context: Context,
+    model: Florence2ForConditionalGeneration,
+    processor: Florence2Processor,
+    name: str,
+    *,
+    place: Place = Captioner.to,
+) -> Captioner:
+    """What `build_model` makes of a model that was loaded by `name`; `place` is as in `build_captioner`."""
+    config, accelerator = context.config, context.accelerator
+    frozen = settle_lora(context, model, name)
     captioner = build_captioner(
         model,
         processor,
@@ -60,6 +73,7 @@ def build_model(context: Context, start: Start) -> Captioner:
         compiled=config.compile,
         # FSDP can't shard such weights, DeepSpeed can't even send frozen ones.
         channels_last=not uses_deepspeed(accelerator) and (frozen.vision or not is_sharded(accelerator)),
+        place=place,
     )
     captioner.label_smoothing = config.label_smoothing
     if config.export_layout == "original":
@@ -135,8 +149,8 @@ def build_step(
     start: Start,
     total_steps: int,
     *,
-    signal: Callable[[], int | None],
-    saving: Callable[[], AbstractContextManager[None]],
+    signal: Callable[[], int | None] = lambda: None,
+    saving: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> UpdateStep:
     """Build optimizer and schedule, prepare them with the captioner, and restore the checkpoint that the run resumes.
 

@@ -224,15 +224,17 @@ class UpdateStep:
         everywhere = self.accelerator.gather(here[None])  # (processes, 3)
         total, highest = everywhere[:, :1].sum(dim=0), everywhere[:, 1:].amax(dim=0)
         read: list[float] = torch.cat([total, gradient_norm[None].float(), counts.float(), highest]).tolist()
-        self._agree(-int(read.pop()))
+        fewest = -int(read.pop())
+        if self.accelerator.num_processes > 1:
+            self.images_at_once = fewest
+        self._tell_of_fewer()
         return read
 
-    def _agree(self, images_at_once: int) -> None:
-        """Take no more images at once than any process; say so where memory has run out in one of them."""
-        self.images_at_once = images_at_once
-        if images_at_once < self._told:
-            self.warn(f"memory ran out: taking {images_at_once} images at once from now on, which trains the same")
-            self._told = images_at_once
+    def _tell_of_fewer(self) -> None:
+        """Say how many images are taken at once, where memory has run out in a process."""
+        if self.images_at_once < self._told:
+            self.warn(f"memory ran out: taking {self.images_at_once} images at once from now on, which trains the same")
+            self._told = self.images_at_once
 
     def _on_device(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers).to(self.accelerator.device, non_blocking=True)

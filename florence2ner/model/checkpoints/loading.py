@@ -1,6 +1,7 @@
 """Loads a model and its processor by name or path, in either layout, and saves them, checking what was written."""
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import reduce
@@ -105,6 +106,31 @@ def load_processor(name_or_path: str | Path) -> tuple[Florence2Processor, Floren
     except Exception as error:  # damaged files can raise anything
         raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
     return load_native_processor(directory), config
+
+
+@quiet_transformers()
+def load_empty(name_or_path: str | Path) -> tuple[Florence2ForConditionalGeneration, Florence2Processor]:
+    """A model without weights, all of whose tensors are on torch's meta device, and its processor.
+
+    `name_or_path` is as in `load_model`; of a hub id only the small files are downloaded, and an adapter. That stays
+    apart, as with `merge` False there. Raises UserError likewise.
+    """
+    processor, config = load_processor(name_or_path)
+    directory = _locate(str(name_or_path), weights=False)
+    adapter = read_adapter(_locate(str(name_or_path))) if is_adapter(directory) else None
+    model = build_empty(config)
+    if adapter:
+        with warnings.catch_warnings():  # torch says that copying to a tensor without data does nothing
+            warnings.filterwarnings("ignore", message=".*no-op")
+            attach_adapter(model, adapter)
+    return model, processor
+
+
+def build_empty(config: Florence2Config) -> Florence2ForConditionalGeneration:
+    """A model of this architecture without weights: all of its tensors are on torch's meta device."""
+    with torch.device("meta"):
+        model = Florence2ForConditionalGeneration(config)
+    return model.eval()
 
 
 def save_model(

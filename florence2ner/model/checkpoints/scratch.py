@@ -98,6 +98,16 @@ def build_model(
     "base" and "large" have as many embedding rows as Microsoft's, even where the captions yield fewer tokens. Seeds
     torch's global generator with `seed`.
     """
+    processor, config = describe_model(preset, captions)
+    torch.manual_seed(seed)
+    model = Florence2ForConditionalGeneration(config)
+    _init_fan_in(model)
+    model.generation_config = build_generation_config(config.image_token_id)
+    return model, processor
+
+
+def describe_model(preset: Preset, captions: Iterable[str]) -> tuple[Florence2Processor, Florence2Config]:
+    """The processor and the architecture of a model that `build_model` would make."""
     size = _SIZES[preset]
     tokenizer = _train_tokenizer(captions, size)
     config = Florence2Config(
@@ -108,11 +118,7 @@ def build_model(
         pad_token_id=1,
         eos_token_id=2,
     )
-    torch.manual_seed(seed)
-    model = Florence2ForConditionalGeneration(config)
-    _init_fan_in(model)
-    model.generation_config = build_generation_config(config.image_token_id)
-    return model, build_processor(tokenizer, image_size=size.image_size, image_seq_length=_features_per_image(size))
+    return build_processor(tokenizer, image_size=size.image_size, image_seq_length=_features_per_image(size)), config
 
 
 # What the processor expands the caption tasks to. The BPE is trained on them too: otherwise prompts, whose words the

@@ -32,6 +32,12 @@ class FrozenWeights:
                             self._originals.append((parameter, parameter.data.cpu()))
                         parameter.data = parameter.data.to(dtype)
 
+    def forget(self) -> int:
+        """Forget the original values; `in_full` then can't restore them. Returns how many bytes they have."""
+        size = sum(original.nbytes for _, original in self._originals)
+        self._originals.clear()
+        return size
+
     @contextmanager
     def in_full(self) -> Iterator[None]:
         """A context manager in which the weights have their original values, unless they were cast `for_good`."""

@@ -18,7 +18,7 @@ from florence2ner.model.build import build_captioner
 from florence2ner.model.checkpoints import loading
 from florence2ner.model.checkpoints.adapters import save_adapter
 from florence2ner.model.checkpoints.files import read_json
-from florence2ner.model.checkpoints.loading import convert, load_processor, save_model
+from florence2ner.model.checkpoints.loading import convert, load_empty, load_processor, save_model
 from florence2ner.model.lora import Lora, add_lora
 from tests.conftest import ColdStart, MakeConfig, Start
 
@@ -243,6 +243,12 @@ def test_the_processor_alone_is_that_of_the_model_and_needs_no_weights(
     assert alone.image_processor.image_seq_length == processor.image_processor.image_seq_length
     text = "a small red star </s> <loc_5>"
     assert alone.tokenizer(text).input_ids == processor.tokenizer(text).input_ids
+    empty, _ = load_empty(folder)
+    assert all(weight.is_meta for weight in empty.parameters())
+    expected = {name: weight.shape for name, weight in load_model(tiny_model)[0].named_parameters()}
+    if layout == "original":  # without the rows that no token has
+        expected["model.language_model.shared.weight"] = torch.Size((len(alone.tokenizer), 128))
+    assert {name: weight.shape for name, weight in empty.named_parameters()} == expected
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer|not a whole Florence-2"):
         load_processor(folder)
