@@ -1,8 +1,6 @@
 """Estimates the memory of a run, for `train --estimate`: its own code makes two updates, of tensors without data."""
 
 import os
-import resource
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -262,8 +260,10 @@ class _ImaginaryRun:
             )
             held = self.footprint.held
             del aside
-        weights = zip(self.captioner.parameters(), self.written, strict=True)
-        written = sum(weight.nbytes if weight.requires_grad else size for weight, size in weights)
+        written = 0
+        for weight, size in zip(self.captioner.parameters(), self.written, strict=True):
+            narrow = weight.requires_grad and weight.nbytes < size  # widened when it is read back
+            written += size + weight.nbytes if narrow else size
         return held + self.originals + written
 
     def _pixels(self, rows: int) -> Tensor:
@@ -294,12 +294,11 @@ class _ImaginaryRun:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process has at this moment; outside of Linux, the most that it has had."""
+    """Bytes of memory that this process has at this moment; 0 where that isn't known, elsewhere than on Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -65,13 +65,8 @@ def test_what_malloc_keeps_is_held_but_not_live() -> None:
         kept = many[::2]
         del many
         assert footprint.live == 200 * MIB
-        before = footprint.held
-        assert 300 * MIB < before < 410 * MIB, "what lies between those that are kept"
-        small = [torch.empty(MIB // 2) for _ in range(60)]
-        assert footprint.held - before < 10 * MIB, "finds room there"
-        large = [torch.empty(MIB * 2) for _ in range(20)]
-        assert footprint.held - before > 100 * MIB, "finds none"
-        del small, large, kept
+        assert footprint.held > 1.5 * footprint.live, "what lies between those that are kept is not given back"
+        del kept
 
 
 def test_only_the_device_counts() -> None:

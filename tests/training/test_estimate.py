@@ -63,8 +63,8 @@ CHANGES = {
     "lora": ({"lora_rank": 2}, {"weights"}, {"gradients", "optimizer"}),
     "bf16": (
         {"weights_dtype": "bf16", "optimizer": "optimi_adamw", "mixed_precision": "bf16"},
-        {"weights"},
-        {"gradients", "optimizer"},
+        set(),
+        {"weights", "gradients", "optimizer"},
     ),
 }
 
