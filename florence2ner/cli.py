@@ -148,8 +148,7 @@ def _parameter(config: type[Config], name: str) -> inspect.Parameter:
         common |= {"metavar": f"<{'|'.join(words)}>"}
         type_ = list[str]
     if get_origin(type_) is Union:  # a number, or a word for it
-        common |= {"metavar": "<int|auto>"}
-        type_ = str
+        type_, common = str, common | {"metavar": "<int|auto>"}
     if type_ is bool:
         common |= {"metavar": ""}  # the flag and its --no- say it
     flag = config.flag_of(name)
