@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`--lora-rank 16`": {"lora_rank": 16},
     "`--lora-rank 16 --no-gradient-checkpointing`": {"lora_rank": 16, "gradient_checkpointing": False},
     "`--no-freeze-vision`": {"freeze_vision": False},
+    "`--no-freeze-vision --no-gradient-checkpointing`": {"freeze_vision": False, "gradient_checkpointing": False},
 }
 
 

@@ -95,6 +95,16 @@ def test_a_run_goes_on_with_fewer_at_once_and_a_resumed_one_remembers(
     assert history(whole.run_dir) == history(resumed.run_dir)
 
 
+def test_the_weights_are_those_of_the_undisturbed_run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = train(make_config(run_name="plain", max_steps=3, eval_steps=None))
+    short = Short(1, BACKWARD, spared=3)
+    monkeypatch.setattr(setup, "token_losses", short)
+    disturbed = train(make_config(run_name="disturbed", max_steps=3, eval_steps=None))
+    assert short.failures == 2, "of four images, then of two"
+    differences = relative_differences(weights(plain.checkpoint), weights(disturbed.checkpoint))
+    assert max(differences.values()) < 1e-4  # a few steps of AdamW divide small gradients by themselves
+
+
 @pytest.mark.slow
 def test_one_of_two_processes_halves_its_batches_and_the_gradient_is_the_same(
     make_config: MakeConfig, start: Start, shapes: Path, tmp_path: Path
