@@ -63,7 +63,7 @@ def main(config: TrainConfig, folder: Path, losses: TokenLosses = token_losses) 
 
 
 if __name__ == "__main__":
-    config, folder, *short = sys.argv[1:]
+    config, folder, short = sys.argv[1], sys.argv[2], sys.argv[3:]
     losses = token_losses
     if short and int(short[0]) == launcher.rank():
         losses = Short(1, BACKWARD, spared=int(short[1]))
