@@ -95,7 +95,7 @@ class Memory:
     def _used(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.memory_reserved(self._device)
-        return _kilobytes(_STATUS, "VmRSS") * 1024
+        return resident_bytes()
 
     def _free(self) -> int:
         if self._device.type == "cuda":
@@ -105,6 +105,11 @@ class Memory:
             with suppress(OSError, ValueError):  # there is no such file, or no limit
                 free = min(free, int(limit.read_text()) - int(used.read_text()))
         return free
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process has at this moment; 0 where that isn't known, elsewhere than on Linux."""
+    return _kilobytes(_STATUS, "VmRSS") * 1024 if _STATUS.is_file() else 0
 
 
 def _kilobytes(file: Path, name: str) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.errors import UserError
 
 _ENTER = "_enter"  # name of a forward method that computes nothing
@@ -18,6 +19,13 @@ _ENTER = "_enter"  # name of a forward method that computes nothing
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the trained weights, so that no process holds the whole model."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def name_of_sharding(accelerator: Accelerator) -> str | None:
+    """What shares out weights or optimizer among the processes, as it is called in messages; None: nothing does."""
+    if uses_deepspeed(accelerator):
+        return "DeepSpeed"
+    return "FSDP" if is_sharded(accelerator) else None
 
 
 def check_fsdp_version() -> None:

@@ -17,10 +17,9 @@ from florence2ner.data.loader import SampleDataset, image_size_of
 from florence2ner.data.order import Draw
 from florence2ner.data.samples import Sample
 from florence2ner.engine import launcher
-from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.memory import Generators, Memory, unless_out_of_memory
 from florence2ner.engine.run_files import TrainState
-from florence2ner.engine.sharding import is_sharded
+from florence2ner.engine.sharding import name_of_sharding
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.inputs import Features
@@ -40,8 +39,7 @@ def check_batch_size(context: Context) -> None:
     config, accelerator = context.config, context.accelerator
     if config.train_batch_size != "auto":
         return
-    if is_sharded(accelerator) or uses_deepspeed(accelerator):
-        how = "DeepSpeed" if uses_deepspeed(accelerator) else "FSDP"
+    if how := name_of_sharding(accelerator):
         raise UserError(f"train_batch_size: auto doesn't work under {how}, which shares out the memory: name a number")
     if not Memory.is_known(accelerator.device):
         raise UserError("train_batch_size: auto needs a CUDA GPU, or Linux: name a number")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isqrt
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from florence2ner.data.samples import Sample
 from florence2ner.display import Display
 from florence2ner.engine import launcher
 from florence2ner.engine.footprint import Footprint
+from florence2ner.engine.memory import resident_bytes
 from florence2ner.engine.run_files import TrainState, find_model
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.errors import UserError
@@ -291,15 +291,6 @@ class _ImaginaryRun:
         )
         whole = (True,) * rows
         return Batch(self._images(rows, encoded=encoded), text, tuple(range(rows)), whole, (), ((0, 0),) * rows)
-
-
-def resident_bytes() -> int:
-    """Bytes of memory that this process has at this moment; 0 where that isn't known, elsewhere than on Linux."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _describe(found: Estimate, context: Context, lengths: Sequence[int], *, source: str, read: bool) -> list[str]:

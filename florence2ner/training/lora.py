@@ -8,9 +8,8 @@ from florence2ner.config.commands import TrainConfig
 from florence2ner.config.lora_options import LORA_FREEZES
 from florence2ner.engine.checkpoint import UNFINISHED
 from florence2ner.engine.collectives import all_or_none
-from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.run_files import find_model
-from florence2ner.engine.sharding import is_sharded
+from florence2ner.engine.sharding import name_of_sharding
 from florence2ner.errors import UserError
 from florence2ner.model.build import Frozen, frozen_beside_adapters
 from florence2ner.model.checkpoints.adapters import check_original_adapter
@@ -102,7 +101,7 @@ def _check_adapter(config: TrainConfig, model: Florence2ForConditionalGeneration
 
 
 def _check_launch(context: Context) -> None:
-    if is_sharded(context.accelerator) or uses_deepspeed(context.accelerator):
+    if name_of_sharding(context.accelerator):
         raise UserError(
             "LoRA can't be used under FSDP or DeepSpeed, which would have next to nothing to shard: launch with "
             "accelerate_configs/multi_gpu.yaml"

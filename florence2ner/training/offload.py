@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
-from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.offload import HostMemory, Offload, UnnamedFile, is_in_memory
-from florence2ner.engine.sharding import is_sharded
+from florence2ner.engine.sharding import name_of_sharding
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
 from florence2ner.training.context import Context
@@ -23,8 +22,7 @@ def check_offload(context: Context) -> None:
         return
     if where == "cpu" and accelerator.device.type == "cpu":
         raise UserError("activation_offload cpu does nothing on a CPU, whose memory it fills: choose disk")
-    if is_sharded(accelerator) or uses_deepspeed(accelerator):
-        how = "DeepSpeed" if uses_deepspeed(accelerator) else "FSDP"
+    if how := name_of_sharding(accelerator):
         raise UserError(
             f"activation_offload can't be used under {how}: leave it out, or start with "
             "accelerate_configs/multi_gpu.yaml"

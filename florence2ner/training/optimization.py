@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from florence2ner.config.commands import TrainConfig
-from florence2ner.engine.deepspeed import uses_deepspeed
-from florence2ner.engine.sharding import is_sharded
+from florence2ner.engine.sharding import name_of_sharding
 from florence2ner.errors import UserError
 from florence2ner.model.adapt import tower_depths
 from florence2ner.model.captioner import Captioner
@@ -23,8 +22,7 @@ def check_optimizer(context: Context) -> None:
             f"weights_dtype bf16 needs a forward pass in bf16, here it is {accelerator.mixed_precision}: add "
             "--mixed-precision bf16"
         )
-    if is_sharded(accelerator) or uses_deepspeed(accelerator):
-        how = "DeepSpeed" if uses_deepspeed(accelerator) else "FSDP"
+    if how := name_of_sharding(accelerator):
         if config.optimizer != "adamw":
             raise UserError(f"optimizer {config.optimizer} doesn't work under {how}: choose adamw, or another launcher")
         for name in ("vision_lr", "other_lr", "layer_decay"):

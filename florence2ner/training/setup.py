@@ -24,7 +24,7 @@ from florence2ner.engine.checkpoint import load_accelerator_state
 from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import autocast_dtype
-from florence2ner.engine.sharding import is_sharded, leave_whole
+from florence2ner.engine.sharding import is_sharded, leave_whole, name_of_sharding
 from florence2ner.errors import UserError
 from florence2ner.model.build import Place, build_captioner
 from florence2ner.model.captioner import Captioner
@@ -136,8 +136,8 @@ def schedule_of(config: TrainConfig, total_steps: int) -> Schedule:
 
 def check_average(accelerator: Accelerator, config: TrainConfig) -> None:
     """Raise UserError where the weights are sharded that are to be averaged."""
-    if config.ema_decay is not None and (is_sharded(accelerator) or uses_deepspeed(accelerator)):
-        how = "DeepSpeed" if uses_deepspeed(accelerator) else "FSDP"
+    how = name_of_sharding(accelerator)
+    if config.ema_decay is not None and how:
         raise UserError(
             f"ema_decay can't be used under {how}: leave it out, or start with accelerate_configs/multi_gpu.yaml"
         )

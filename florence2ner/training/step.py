@@ -15,16 +15,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from florence2ner.data.batch import Batch, Window
-from florence2ner.engine.deepspeed import uses_deepspeed
 from florence2ner.engine.loop import one_ahead
 from florence2ner.engine.memory import Generators, unless_out_of_memory
-from florence2ner.engine.sharding import is_sharded, whole
+from florence2ner.engine.sharding import name_of_sharding, whole
 from florence2ner.errors import UserError
 from florence2ner.optim.average import WeightAverage
 from florence2ner.optim.schedule_free import averaged_weights, averages
 
 LESS_MEMORY = (
-    "set gradient_checkpointing, lora_rank or weights_dtype: bf16 with optimizer: optimi_adamw, or take a smaller model"
+    "set gradient_checkpointing, activation_offload, lora_rank, or weights_dtype: bf16 with optimizer: optimi_adamw, "
+    "or take a smaller model"
 )
 _NO_LIMIT = 2**24  # images; the largest that float32 holds
 
@@ -95,7 +95,7 @@ class UpdateStep:
         self.images_at_once = self._told = images_at_once or _NO_LIMIT
         self.signal = signal
         self.warn = warn
-        self._is_sharded = is_sharded(accelerator) or uses_deepspeed(accelerator)
+        self._is_sharded = name_of_sharding(accelerator) is not None
         self._waited_for = False  # whether other processes can't go on without the part that is being computed
         self.saving = saving
 

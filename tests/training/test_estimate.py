@@ -8,9 +8,10 @@ from PIL import Image
 
 from florence2ner import TrainConfig, UserError, load_model
 from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.engine.memory import resident_bytes
 from florence2ner.model.checkpoints.adapters import save_adapter
 from florence2ner.model.lora import Lora, add_lora
-from florence2ner.training.estimate import Estimate, _load, estimate_memory, resident_bytes
+from florence2ner.training.estimate import Estimate, _load, estimate_memory
 from tests.conftest import MakeConfig, Start
 from tests.data.support import captioned, write_shard
 from tests.support import files_in
