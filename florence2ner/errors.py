@@ -1,4 +1,4 @@
-"""The exceptions that end a command without a traceback: `cli.py` prints each as one line."""
+"""The exceptions that end a command without a traceback: `cli/app.py` prints each as one line."""
 
 import difflib
 from collections.abc import Iterable

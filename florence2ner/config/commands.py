@@ -1,6 +1,6 @@
 """The settings of train, schedule, eval, caption and inspect: which options each has, and checks across groups.
 
-Flags (`cli.py`), YAML keys and the guide's tables are all made from these models.
+Flags (`cli/flags.py`), YAML keys and the guide's tables are all made from these models.
 """
 
 from pathlib import Path

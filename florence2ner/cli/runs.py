@@ -1,0 +1,86 @@
+"""The commands whose flags are the settings of a config model: train, schedule, eval, caption and inspect."""
+
+from typing import Annotated
+
+import typer
+
+from florence2ner.cli.app import config_command
+from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, ScheduleConfig, TrainConfig
+from florence2ner.engine import launcher
+
+
+def _list_optimizers(wanted: bool | None) -> None:
+    if wanted:
+        from florence2ner.optim.catalog import describe_optimizers
+
+        print("\n".join(describe_optimizers()))
+        raise typer.Exit
+
+
+_OPTIMIZERS = typer.Option(
+    "--list-optimizers",
+    help="Print the names that --optimizer takes, and end.",
+    callback=_list_optimizers,
+    is_eager=True,
+    rich_help_panel="Optimizer",
+    metavar="",
+)
+
+
+_ESTIMATE = typer.Option(
+    "--estimate",
+    help="Print the memory that a run with these settings takes, without loading the model, and end.",
+    rich_help_panel="Machine",
+    metavar="",
+)
+_FLAGS_OF_TRAIN = {
+    "list_optimizers": Annotated[bool | None, _OPTIMIZERS],
+    "estimate": Annotated[bool | None, _ESTIMATE],
+}
+
+
+@config_command(TrainConfig, name="train", further=_FLAGS_OF_TRAIN)
+def _train(config: TrainConfig, *, estimate: bool = False) -> None:
+    """Fine-tune Florence-2 on a folder of images and captions."""
+    if estimate:
+        from florence2ner.training.estimate import estimate_memory
+
+        estimate_memory(config)
+        return
+    from florence2ner.training.train import train
+
+    train(config)
+
+
+@config_command(ScheduleConfig, name="schedule")
+def _schedule(config: ScheduleConfig) -> None:
+    """Draw the learning rate that a run of train with these settings would have."""
+    from florence2ner.training.preview import draw_schedule
+
+    draw_schedule(config)
+
+
+@config_command(EvalConfig, name="eval")
+def _eval(config: EvalConfig) -> None:
+    """Say how good a model is: loss, perplexity, exact match, captions beside the truth."""
+    from florence2ner.evaluation.evaluate import evaluate
+
+    evaluate(config)
+
+
+@config_command(CaptionConfig, name="caption")
+def _caption(config: CaptionConfig) -> int:
+    """Caption images and folders: a .txt beside each image, existing ones kept."""
+    from florence2ner.captioning.caption import caption
+
+    return 3 if caption(config).failed else 0
+
+
+@config_command(InspectConfig, name="inspect")
+def _inspect(config: InspectConfig) -> int:
+    """Look at a dataset before it is trained on: what breaks, what hurts, what is doubled or odd."""
+    if not launcher.is_main():  # one process is enough, and all would write the same files
+        return 0
+    from florence2ner.inspection.inspect import inspect_dataset
+
+    return 1 if inspect_dataset(config).breaks else 0
