@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from florence2ner.config.base import Config, option
 from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
-from florence2ner.metrics import MetricName
+from florence2ner.metrics.names import MetricName
 from florence2ner.optim.schedules import Shape
 
 _IMAGES = 16  # per micro-batch
