@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from florence2ner.captioning.caption import caption
     from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
     from florence2ner.errors import UserError
-    from florence2ner.evaluation.evaluate import Evaluation, evaluate
+    from florence2ner.evaluation.evaluate import evaluate
+    from florence2ner.evaluation.result import Evaluation
     from florence2ner.inspection.inspect import inspect_dataset
     from florence2ner.model.checkpoints.loading import load_model
     from florence2ner.training.callbacks import Callback
@@ -39,7 +40,7 @@ _HOMES = {
     "Callback": "training.callbacks",
     "CaptionConfig": "config.commands",
     "EvalConfig": "config.commands",
-    "Evaluation": "evaluation.evaluate",
+    "Evaluation": "evaluation.result",
     "InspectConfig": "config.commands",
     "TrainConfig": "config.commands",
     "TrainResult": "training.result",

@@ -61,11 +61,11 @@ def _schedule(config: ScheduleConfig) -> None:
 
 
 @config_command(EvalConfig, name="eval")
-def _eval(config: EvalConfig) -> None:
-    """Say how good a model is: loss, perplexity, exact match, captions beside the truth."""
-    from florence2ner.evaluation.evaluate import evaluate
+def _eval(config: EvalConfig) -> int:
+    """Say how good a model is: loss, caption metrics, captions beside the truth; and whether it beats another."""
+    from florence2ner.evaluation.evaluate import evaluate, is_worse
 
-    evaluate(config)
+    return 1 if is_worse(config, evaluate(config)) else 0
 
 
 @config_command(CaptionConfig, name="caption")

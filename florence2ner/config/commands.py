@@ -12,6 +12,7 @@ from florence2ner.config.caption_options import ImageOptions, OutputOptions, Tex
 from florence2ner.config.eval_options import EvalDatasetOptions, ReportOptions
 from florence2ner.config.inspect_options import FindingsOptions, InspectedOptions, PlannedRunOptions
 from florence2ner.config.lora_options import LORA_FREEZES, VISION_TARGETS, LoraOptions
+from florence2ner.config.metric_options import CompareOptions, EvaluationOptions
 from florence2ner.config.optimizer_options import OptimizerOptions
 from florence2ner.config.options import (
     BatchOptions,
@@ -26,7 +27,6 @@ from florence2ner.config.train_options import (
     ChartOptions,
     CheckpointOptions,
     DatasetOptions,
-    EvaluationOptions,
     TagOptions,
     TrainingOptions,
     TrainMachineOptions,
@@ -117,6 +117,7 @@ class EvalConfig(
     BatchOptions,
     MachineOptions,
     ReportOptions,
+    CompareOptions,
     SamplingOptions,
     GenerationOptions,
     ModelOptions,

@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
+from florence2ner.config.metric_options import EvaluationOptions
 from florence2ner.config.options import MAX_PIXELS, DatasetFolder, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots
 from florence2ner.config.train_options import (
     BatchSize,
     DatasetOptions,
-    EvaluationOptions,
     MicroBatches,
     TrainingOptions,
     TrainMachineOptions,

@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from florence2ner.config.base import Config, option
 from florence2ner.config.options import MachineOptions, ReadingOptions, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
-from florence2ner.metrics.names import MetricName
 from florence2ner.optim.schedules import Shape
 
 _IMAGES = 16  # per micro-batch
@@ -211,30 +210,6 @@ class TrainingOptions(MicroBatches):
     max_bad_updates: int = option(
         10, "Updates in a row with a loss or gradient that is not finite after which the run stops.", ge=1
     )
-
-
-class EvaluationOptions(Config):
-    """When a run is evaluated, and what is decided by the result."""
-
-    panel: ClassVar[str] = "Evaluation"
-
-    eval_batch_size: int = option(16, "Images per batch and process in evaluation.", ge=1)
-    eval_steps: int | None = option(
-        50, "Optimizer updates between evaluations; none: train on everything and never evaluate.", ge=1
-    )
-    eval_before_training: bool = option(True, "Evaluate once before the first update.")
-    metric_for_best: MetricName = option(
-        "eval/loss", "Metric of the `best` link, which follows the checkpoints that were evaluated at their own step."
-    )
-    early_stopping_patience: int | None = option(
-        None, "Evaluations without a better metric_for_best after which the run ends; none: never.", ge=1
-    )
-
-    @model_validator(mode="after")
-    def _patience_needs_evaluations(self) -> Self:
-        if self.early_stopping_patience is not None and self.eval_steps is None:
-            raise ValueError("early_stopping_patience needs evaluations: set eval_steps")
-        return self
 
 
 class CheckpointOptions(Config):

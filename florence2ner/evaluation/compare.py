@@ -1,11 +1,11 @@
 """Is it better? Two models on the same images: figures, the difference with its interval, wins, losses and ties."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from florence2ner.errors import UserError
-from florence2ner.evaluation.result import Row
+from florence2ner.evaluation.rows import Row
 from florence2ner.metrics import METRICS, format_figure, measure, names_for, parts_of, scores_of_each
 from florence2ner.metrics.bootstrap import Interval, intervals
 from florence2ner.metrics.metric import Summed
@@ -47,18 +47,23 @@ class Difference:
         """Whether the interval excludes no change."""
         return self.interval is None or not self.interval[0] <= 0 <= self.interval[1]
 
+    def in_words(self) -> tuple[str, str, str, str, str]:
+        """Label, both figures, their difference and its interval, as people read them."""
+        name, interval = METRICS[self.metric].label, ""
+        if self.interval:
+            low, high = (self._signed(limit, "") for limit in self.interval)
+            interval = f"[{low}, {high}]"
+        figures = format_figure(self.metric, self.before), format_figure(self.metric, self.after)
+        return name, *figures, self._signed(self.change), interval
+
     def __str__(self) -> str:
         """Such as "CIDEr-D 0.41 -> 0.97, +0.56 [0.49, 0.63]"."""
-        name = self.metric
-        percent = METRICS[name].percent
-        low, high = self.interval or (math.nan, math.nan)
+        name, before, after, change, interval = self.in_words()
+        return f"{name} {before} -> {after}, {change} {interval}".rstrip()
 
-        def signed(value: float, sign: str = "+") -> str:
-            return f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3f}"
-
-        limits = f" [{signed(low, '')}, {signed(high, '')}]" if self.interval else ""
-        figures = f"{format_figure(name, self.before)} -> {format_figure(name, self.after)}"
-        return f"{METRICS[name].label} {figures}, {signed(self.change)}{limits}"
+    def _signed(self, value: float, sign: str = "+") -> str:
+        """In percentage points where the figures are in percent."""
+        return f"{100 * value:{sign}.1f}" if METRICS[self.metric].percent else f"{value:{sign}.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +77,10 @@ class Comparison:
     def of(self, name: MetricName) -> Difference | None:
         """The difference of one metric."""
         return next((found for found in self.differences if found.metric == name), None)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The differences as JSON holds them."""
+        return [dict(vars(entry)) | {"difference": entry.change} for entry in self.differences]
 
     def largest(self, name: MetricName, count: int) -> list[int]:
         """Indices of the rows on which the two models' scores differ most, the most first."""
@@ -99,7 +108,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], metrics: Sequence[Metri
     scores = scores_of_each(first, names), scores_of_each(second, names)
     figures = measure(first, names), measure(second, names)
     rows = tuple(
-        tuple(Row(**vars(pair[side]) | {"scores": found}) for pair, found in zip(pairs, scores[side], strict=True))
+        tuple(replace(pair[side], scores=found) for pair, found in zip(pairs, scores[side], strict=True))
         for side in (0, 1)
     )
     known = [name for name in names if name in figures[0] and name in figures[1]]
@@ -111,7 +120,7 @@ def _alike(first: Row, second: Row) -> tuple[Observed, Observed]:
     """Both as metrics see them; without a caption where only one has it, so that none is counted alone."""
     seen = first.observed(), second.observed()
     if (first.prediction is None) != (second.prediction is None):
-        return tuple(Observed(**vars(one) | {"prediction": None}) for one in seen)  # type: ignore[return-value]
+        return tuple(replace(one, prediction=None) for one in seen)  # type: ignore[return-value]
     return seen
 
 

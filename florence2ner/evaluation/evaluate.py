@@ -1,82 +1,35 @@
-"""Evaluates a model on captioned images: the loss per token, and generated captions against the references."""
+"""The eval command: says how good a model is on captioned images, and whether it is better than another."""
 
-import itertools
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-from rich.console import Console
-from rich.table import Table
+from accelerate.utils import broadcast_object_list
 
-from florence2ner.captioning.asking import Asker
 from florence2ner.config.commands import EvalConfig
-from florence2ner.config.options import GenerationOptions, TooLong
-from florence2ner.data.batch import Batch, FeatureSource, Window
+from florence2ner.config.options import TooLong
 from florence2ner.data.captions import fit_captions, overlong_note, special_tokens_warning
 from florence2ner.data.layouts.choice import discover, folder_of, no_samples, with_layout
-from florence2ner.data.loader import SequentialLoader, Workers
-from florence2ner.data.order import deal
+from florence2ner.data.loader import Workers
 from florence2ner.data.samples import Sample, merge
 from florence2ner.data.split_file import SPLIT_FILE, images_trained_on
 from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
-from florence2ner.engine.loop import run_loop
-from florence2ner.engine.memory import AdaptiveBatch
-from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
-from florence2ner.errors import UserError
-from florence2ner.files import as_utf8, check_writable, write_text
-from florence2ner.metrics import METRICS, MetricName, Observed, measure
+from florence2ner.evaluation.compare import Comparison, compare
+from florence2ner.evaluation.result import Evaluation, as_json
+from florence2ner.evaluation.samples import evaluate_samples
+from florence2ner.evaluation.shown import print_comparison, print_evaluation
+from florence2ner.files import check_writable, write_text
+from florence2ner.metrics import check_metrics
+from florence2ner.metrics.names import MetricName
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers
-from florence2ner.model.generation import Generated
-from florence2ner.model.inputs import Encoded, Pixels
-from florence2ner.model.tasks import doubt_about, find_task
-
-_rounds = itertools.count()  # numbers the work queues, the same in all processes
-
-
-@dataclass(frozen=True)
-class Row:
-    """A generated caption and its reference."""
-
-    image: str  # the image's key in the dataset
-    reference: str
-    prediction: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of an evaluation. `exact_match` is computed over `captions`, the rest over all readable samples."""
-
-    loss: float  # mean over all label tokens, in nats
-    perplexity: float
-    exact_match: float | None  # share from 0 to 1; None where nothing was generated
-    samples: int  # number of samples that could be read
-    tokens: int  # number of their label tokens
-    captions: tuple[Row, ...]  # in the order of the samples
-    unreadable: tuple[str, ...] = ()  # keys of images that could not be read and are left out
-
-    def figures(self) -> dict[MetricName, float]:
-        """The metrics to log, by name, without those that are None."""
-        values = {name: getattr(self, name.removeprefix("eval/")) for name in METRICS}
-        return {name: value for name, value in values.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class _BatchResult:
-    loss_sum: float
-    tokens: int
-    samples: int
-    predictions: tuple[tuple[int, str], ...]  # (index of the sample, generated caption)
-    unreadable: tuple[int, ...]  # indices of samples whose image could not be read
+from florence2ner.model.tasks import doubt_about
 
 
 @quiet_transformers()
@@ -84,10 +37,12 @@ class _BatchResult:
 def evaluate(config: EvalConfig) -> Evaluation:
     """Evaluate a model on a folder of captioned images, and print the metrics and some captions.
 
+    With `config.against`, that model is evaluated on the same images, and the two are compared.
     Every process must call this; each gets the whole result. As in training, captions that are too long for the model
     are left out. Raises UserError for a dataset without captioned images or with too long captions only, a model that
-    can't be loaded, an output that can't be written and a process that was lost.
+    can't be loaded, a metric whose package is missing, an output that can't be written and a process that was lost.
     """
+    check_metrics(config.eval_metrics)
     accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
     display = Display(is_main=accelerator.is_main_process)
     if note := precision_note(config.mixed_precision):
@@ -97,8 +52,37 @@ def evaluate(config: EvalConfig) -> Evaluation:
     if config.output:
         check_writable(config.output.parent, "choose another --output")
     folders, found = _discover(config, display)
-    (model_name,) = broadcast_object_list([find_model(config.model_name)])  # a run that goes on may find a better one
-    if model_name != config.model_name:
+    wanted = [config.model_name, config.against] if config.against else [config.model_name]
+    names = broadcast_object_list([find_model(name) for name in wanted])  # a run that goes on may find a better one
+    results = [
+        _evaluate_model(config, accelerator, display, name, found, is_asked_as=asked)
+        for name, asked in zip(names, wanted, strict=True)
+    ]
+    result = results[0]
+    if config.against:
+        result = replace(result, comparison=compare(results[1].rows, result.rows, config.eval_metrics))
+    if accelerator.is_main_process:
+        _report(config, result, names, folders)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def is_worse(config: EvalConfig, result: Evaluation) -> bool:
+    """Whether the model is worse than that of `against` in a metric of `fail_if_worse`, beyond doubt."""
+    found = result.comparison.differences if result.comparison else ()
+    return any(entry.is_worse for entry in found if entry.metric in config.fail_if_worse)
+
+
+def _evaluate_model(
+    config: EvalConfig,
+    accelerator: Accelerator,
+    display: Display,
+    model_name: str,
+    found: tuple[Sample, ...],
+    *,
+    is_asked_as: str,
+) -> Evaluation:
+    if model_name != is_asked_as or config.against:
         display.say(f"evaluating {model_name}")
     captioner = load_captioner(
         model_name,
@@ -109,6 +93,12 @@ def evaluate(config: EvalConfig) -> Evaluation:
     )
     samples = _fitting(found, captioner, config.too_long, display)
     _warn_if_trained_on(model_name, samples, display)
+    workers = Workers.for_device(
+        accelerator.device,
+        processes=config.dataloader_workers,
+        prefetch=config.dataloader_prefetch,
+        pin_memory=config.pin_memory,
+    )
     result = evaluate_samples(
         accelerator,
         display,
@@ -117,68 +107,43 @@ def evaluate(config: EvalConfig) -> Evaluation:
         generation=config,
         seed=config.seed,
         batch_size=config.batch_size,
-        workers=Workers.for_device(
-            accelerator.device,
-            processes=config.dataloader_workers,
-            prefetch=config.dataloader_prefetch,
-            pin_memory=config.pin_memory,
-        ),
+        workers=workers,
+        metrics=config.eval_metrics,
     )
     assert result is not None
-    if accelerator.is_main_process:
-        _print(result, show=config.show)
-        if config.output:
-            settings = {"model_name": model_name, "dataset_path": folders}
-            write_text(config.output, json.dumps(settings | asdict(result), indent=1, ensure_ascii=False) + "\n")
-    accelerator.wait_for_everyone()
     return result
 
 
-def evaluate_samples(
-    accelerator: Accelerator,
-    display: Display,
-    captioner: Captioner,
-    samples: Sequence[Sample],
-    *,
-    generation: GenerationOptions,
-    seed: int,
-    batch_size: int,
-    workers: Workers,
-    captions: int | None = None,
-    features: FeatureSource | None = None,
-    give_up: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
-    """Compute the loss over all samples, and generate captions for the first `captions` of them (None: for all).
+def _report(config: EvalConfig, result: Evaluation, names: list[str], folders: list[str]) -> None:
+    """Print the result, and write it where that was asked for."""
+    print_evaluation(result, show=0 if result.comparison else config.show)
+    if result.comparison:
+        before, after = _short_names(names[1], names[0])
+        print_comparison(
+            result.comparison, before=before, after=after, show=config.show, by=_compared_by(config, result.comparison)
+        )
+    if config.output:
+        told = {"model_name": names[0], "dataset_path": folders} | as_json(result, with_intervals=True)
+        if result.comparison:
+            told |= {"against": names[1], "comparison": result.comparison.as_json()}
+        write_text(config.output, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
-    Every process must call this: the samples are divided among them, and each gets the whole result. Leaves the
-    captioner in evaluation mode. `give_up` is called after each batch; when it returns True in any process, the result
-    is None. Raises UserError when no image can be read.
-    """
-    asker = Asker(captioner, generation, seed=seed, batch_size=batch_size, notify=display.warn)
-    batch = AdaptiveBatch(batch_size, display.warn)
-    step = _EvaluationStep(accelerator, captioner, asker, batch, samples, captions)
-    batches = deal(len(samples), batch_size, process=accelerator.process_index, processes=accelerator.num_processes)
-    loader = SequentialLoader(samples, captioner.processor, batches, workers=workers, features=features)
-    results: list[_BatchResult] = []
-    captioner.eval()
-    with (
-        WorkQueue(accelerator, f"evaluate-{next(_rounds)}") as queue,
-        display.bar("evaluating", total=len(batches)) as bar,
-    ):
 
-        def after_step(window: Window, result: _BatchResult) -> bool:
-            results.append(result)
-            for index, reason in window.batches[0].failures:
-                display.warn(f"{samples[index].image} is left out of the evaluation: {reason}")
-            bar.advance()
-            return give_up()
+def _compared_by(config: EvalConfig, found: Comparison) -> MetricName:
+    """The metric by which images are said to differ: the first one asked for, or the one that says most."""
+    known = {entry.metric for entry in found.differences if entry.wins + entry.losses + entry.ties}
+    likely: tuple[MetricName, ...] = ("eval/cider", "eval/map", "eval/cer", "eval/exact_match", "eval/loss")
+    return next(name for name in (*config.eval_metrics, *likely) if name in known)
 
-        run_loop(loader, step, after_step)
-        queue.wait_for_all()  # by signs of life: captions of one process may take long, another may be lost
-    gathered = gather_object([(results, give_up())])
-    if any(gave_up for _, gave_up in gathered):
-        return None
-    return _summarise([result for part, _ in gathered for result in part], samples)
+
+def _short_names(first: str, second: str) -> tuple[str, str]:
+    """The shortest ends of two paths that differ."""
+    parts = Path(first).parts, Path(second).parts
+    for count in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(each[-count:]) for each in parts]
+        if ends[0] != ends[1]:
+            return ends[0], ends[1]
+    return first, second
 
 
 def _discover(config: EvalConfig, display: Display) -> tuple[list[str], tuple[Sample, ...]]:
@@ -209,92 +174,6 @@ def _fitting(
     if warning := special_tokens_warning(fitted.samples, tokenizer):
         display.warn_once(warning)
     return fitted.samples
-
-
-class _EvaluationStep:
-    """A step of the loop: the loss of a batch, and captions for those of its samples with an index below `captions`."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        captioner: Captioner,
-        asker: Asker,
-        batch: AdaptiveBatch,
-        samples: Sequence[Sample],
-        captions: int | None,
-    ) -> None:
-        self._accelerator = accelerator
-        self._captioner = captioner
-        self._asker = asker
-        self._samples = samples
-        self._batch = batch
-        self._limit = len(samples) if captions is None else captions
-        self._may_be_empty = all(find_task(sample.task_prompt).may_be_empty for sample in samples)
-
-    def __call__(self, window: Window) -> _BatchResult:
-        (batch,) = window.batches
-        rows = self._batch.run(lambda part: self._rows(batch.rows(part)), len(batch.valid))
-        predictions = [(index, answer.text) for index, (_, answer) in zip(batch.indices, rows, strict=True) if answer]
-        unreadable = tuple(index for index, _ in batch.failures)
-        loss_sum = math.fsum(loss for loss, _ in rows)
-        return _BatchResult(loss_sum, batch.label_tokens, sum(batch.valid), tuple(predictions), unreadable)
-
-    def _rows(self, batch: Batch) -> list[tuple[float, Generated | None]]:
-        """The loss of each sample, and its caption where one is wanted."""
-        batch = batch.to(self._accelerator.device)
-        assert batch.text is not None
-        vision = self._captioner.vision
-        with torch.no_grad(), self._accelerator.autocast():
-            images = vision.resolve(batch.images)
-            if isinstance(images, Pixels):
-                images = vision.encode(images)  # here, so that loss and captions share it
-            losses = self._captioner(images, batch.text).sum(dim=1)
-            wanted = [i for i, index in enumerate(batch.indices) if index < self._limit and batch.valid[i]]
-            written = self._write(type(images)(images.values[wanted]), batch, wanted) if wanted else []
-        answers = dict(zip(wanted, written, strict=True))
-        return [(loss, answers.get(i)) for i, loss in enumerate(losses.tolist())]
-
-    def _write(self, images: Encoded, batch: Batch, rows: list[int]) -> list[Generated]:
-        text = batch.text
-        assert text is not None
-        names = [as_utf8(self._samples[batch.indices[row]].image.path.name) for row in rows]
-        mask = None if text.attention_mask is None else text.attention_mask[rows]
-        embedded = self._captioner.vision.embed(images)
-        return self._asker.ask(embedded, text.input_ids[rows], mask, names=names, may_be_empty=self._may_be_empty)
-
-
-def _summarise(results: Sequence[_BatchResult], samples: Sequence[Sample]) -> Evaluation:
-    tokens = sum(result.tokens for result in results)
-    if not tokens:
-        raise UserError("none of the images to evaluate on can be read")
-    predictions = sorted(pair for result in results for pair in result.predictions)
-    rows = tuple(Row(samples[i].image.key, samples[i].caption, text) for i, text in predictions)
-    loss = math.fsum(result.loss_sum for result in results) / tokens
-    figures = measure(Observed(loss, [row.prediction for row in rows], [row.reference for row in rows]))
-    return Evaluation(
-        loss=figures["eval/loss"],
-        perplexity=figures["eval/perplexity"],
-        exact_match=figures.get("eval/exact_match"),
-        samples=sum(result.samples for result in results),
-        tokens=tokens,
-        captions=rows,
-        unreadable=tuple(samples[i].image.key for result in results for i in result.unreadable),
-    )
-
-
-def _print(result: Evaluation, *, show: int) -> None:
-    console = Console(soft_wrap=True, emoji=False)
-    if show and result.captions:
-        table = Table("image", "truth", "prediction", show_lines=True)
-        for row in result.captions[:show]:
-            table.add_row(*(text.replace("[", r"\[") for text in (Path(row.image).name, row.reference, row.prediction)))
-        console.print(table)
-    exact = "" if result.exact_match is None else f"  exact match {result.exact_match:.1%}"
-    console.print(
-        f"loss {result.loss:.4f}  perplexity {result.perplexity:.3f}{exact}  "
-        f"({result.samples} images, {result.tokens} label tokens)",
-        highlight=False,
-    )
 
 
 def _warn_if_trained_on(model_name: str, samples: Sequence[Sample], display: Display) -> None:

@@ -10,7 +10,7 @@ from florence2ner.errors import UserError
 from florence2ner.metrics import answers, diversity, overlap, tags
 from florence2ner.metrics.cider import cider_d
 from florence2ner.metrics.metric import Goal, Metric, Parts, Summed, Whole, ratio, shares
-from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.names import ALWAYS, MetricName
 from florence2ner.metrics.observed import Observed
 
 _MOSTLY = 0.75  # share of the captions that are lists of tags, from which on tags are counted
@@ -184,7 +184,6 @@ METRICS: dict[MetricName, Metric] = {
     ),
 }
 _TAGS = ("eval/tag_precision", "eval/tag_recall", "eval/tag_f1")
-ALWAYS: tuple[MetricName, ...] = ("eval/loss", "eval/perplexity")
 
 
 def check_metrics(names: Sequence[MetricName]) -> None:

@@ -20,7 +20,9 @@ def mean_average_precision(observed: Sequence[Observed]) -> float:
         corners = torch.tensor([box[1:] for box in boxes], dtype=torch.float32).reshape(-1, 4)
         return {"boxes": corners, "labels": torch.tensor(labels, dtype=torch.int64)}
 
-    metric = MeanAveragePrecision(iou_type="bbox", backend="pycocotools")
+    # COCO's own thresholds: torchmetrics rounds them to single precision, which moves the last digits.
+    overlaps, recalls = np.linspace(0.5, 0.95, 10).tolist(), np.linspace(0, 1, 101).tolist()
+    metric = MeanAveragePrecision("xyxy", "bbox", overlaps, recalls, backend="pycocotools")
     metric.warn_on_many_detections = False
     for seen in observed:
         found = tensors(seen.predicted_boxes)

@@ -1,6 +1,6 @@
 """The names of the metrics, for settings: importing this imports nothing else."""
 
-from typing import Literal
+from typing import Any, Literal
 
 MetricName = Literal[
     "eval/loss",
@@ -24,3 +24,9 @@ MetricName = Literal[
     "eval/map",
     "eval/cer",
 ]
+ALWAYS: tuple[MetricName, ...] = ("eval/loss", "eval/perplexity")  # computed whatever is asked for
+
+
+def whole_name(value: Any) -> Any:
+    """The name of a metric for the short form of it, such as eval/cider for cider. Anything else is left as it is."""
+    return f"eval/{value}" if isinstance(value, str) and "/" not in value else value

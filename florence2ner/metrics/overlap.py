@@ -64,8 +64,8 @@ def bleu_of_one(parts: Parts) -> float:
 def _bleu_of(parts: Parts, *, effective_order: bool) -> float:
     if not parts[1]:
         return float("nan")
-    lengths, correct, total = parts[:2], parts[2:6].tolist(), parts[6:].tolist()
-    length, reference = lengths.tolist()
+    length, reference, *matches = map(int, parts)
+    correct, total = matches[:4], matches[4:]
     score = _bleu().compute_bleu(
         correct, total, length, reference, smooth_method="exp", effective_order=effective_order
     )

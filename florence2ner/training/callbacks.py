@@ -6,7 +6,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from florence2ner.evaluation.evaluate import Evaluation
+from florence2ner.evaluation.result import Evaluation
 from florence2ner.training.step import Update
 
 

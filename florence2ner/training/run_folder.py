@@ -32,6 +32,7 @@ from florence2ner.engine.checkpoint import sweep
 from florence2ner.engine.run_files import TrainState, find_model, find_resume_point, holds_weights, load_train_state
 from florence2ner.engine.tracking import rewind_metrics
 from florence2ner.errors import UserError
+from florence2ner.evaluation.record import rewind_records
 from florence2ner.files import METRICS_FILE, check_writable, hold, write_text
 from florence2ner.inspection.at_start import notes_at_start
 from florence2ner.model.checkpoints.adapters import is_adapter
@@ -206,7 +207,8 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
     """Make the run folder, write config.yaml and split.json, and clean up what a killed run left. Main process only.
 
     `digests` are those of the feature cache, by the images' keys, as far as there are any.
-    Lines of metrics.jsonl after the resumed step are removed. Raises UserError where the folder can't be written to.
+    Lines of metrics.jsonl and evaluations after the resumed step are removed. Raises UserError where the
+    folder can't be written to.
     """
     run_dir = config.run_dir
     try:
@@ -218,6 +220,7 @@ def open_run_folder(config: TrainConfig, start: Start, digests: Mapping[str, str
         rewind_metrics(run_dir, start.state.step)
     else:
         (run_dir / METRICS_FILE).unlink(missing_ok=True)
+    rewind_records(run_dir, start.state.step if start.state.step else -1)
     first_model = start.first_model or absolute_model(start.model_name)
     settings = _by_absolute_paths(config).model_copy(update={"model_name": first_model, "resume": None})
     write_text(run_dir / SETTINGS_FILE, settings.to_yaml())

@@ -58,6 +58,7 @@ from florence2ner.training.setup import (
 )
 from florence2ner.training.step import LESS_MEMORY
 from florence2ner.training.streaming import settle_lanes, stream_order
+from florence2ner.training.verdict import check_wanted_metrics, tell_whether_better
 
 
 @quiet_transformers()
@@ -116,8 +117,9 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         write_merged(context)
         last = run.checkpoints.last
         assert last is not None
+        comparison = tell_whether_better(context, state)
         context.display.say(f"done: {last}")
-        result = result_of(context, state, last)
+        result = result_of(context, state, last, comparison)
     push_best(context)
     return result
 
@@ -147,6 +149,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
     check_shared(accelerator, config.run_dir, "choose an --output-dir that all machines share")
     processes, context = accelerator.num_processes, Context(config, accelerator, display)
     check_optimizer(context)
+    check_wanted_metrics(config, start.split.eval)
     check_offload(context)
     order: DataOrder
     if start.shards:

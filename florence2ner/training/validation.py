@@ -9,14 +9,25 @@ from florence2ner.data.samples import Sample
 from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.sharding import gathered
 from florence2ner.engine.tracking import has_tables, log_captions
-from florence2ner.evaluation.evaluate import Evaluation, evaluate_samples
-from florence2ner.metrics import is_better
+from florence2ner.evaluation.record import write_record
+from florence2ner.evaluation.result import Evaluation
+from florence2ner.evaluation.samples import evaluate_samples
+from florence2ner.metrics import METRICS, format_figure, is_better
+from florence2ner.metrics.names import MetricName
 from florence2ner.model.captioner import Captioner
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.timetable import Timetable
 
+_TOLD: tuple[MetricName, ...] = (
+    "eval/loss",
+    "eval/perplexity",
+    "eval/exact_match",
+    "eval/cider",
+    "eval/map",
+    "eval/cer",
+)
 _SHOWN = 2  # captions printed after each evaluation
 _THUMBNAIL = (192, 192)  # largest width and height, in pixels, of the images in the table of captions
 
@@ -43,9 +54,11 @@ class Validation:
         self._features = features
         self._card = card
         self._callbacks = callbacks
+        asked = context.config.eval_metrics
+        self._metrics = (*asked, context.config.metric_for_best) if asked else ()
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
-        """Evaluate the loss on the held-out samples, and captions for the first `eval_batch_size` of them; log both.
+        """Evaluate the loss on the held-out samples, and captions for `eval_captions` of them; log and keep both.
 
         When `give_up` returns True in any process, the evaluation is abandoned in all of them and stays due. Leaves the
         captioner in evaluation mode. Every process must call this.
@@ -64,7 +77,8 @@ class Validation:
                 seed=config.seed,
                 batch_size=config.eval_batch_size,
                 workers=self._context.workers,
-                captions=config.eval_batch_size,
+                metrics=self._metrics,
+                captions=config.eval_captions,
                 features=self._features,
                 give_up=give_up,
             )
@@ -73,14 +87,21 @@ class Validation:
         step = self._state.step
         self._state.evaluation_due = False
         self._state.unreadable = sorted({*self._state.unreadable, *result.unreadable})
-        accelerator.log(result.figures(), step=step)
-        display.say(f"step {step}: eval loss {result.loss:.4f}, perplexity {result.perplexity:.3f}")
-        self._card.captions = [row.prediction for row in result.captions]
+        accelerator.log(dict(result.figures), step=step)
+        if accelerator.is_main_process:
+            write_record(config.run_dir, step, result)
+        words = [
+            f"{METRICS[name].label} {format_figure(name, result.figures[name])}"
+            for name in _TOLD
+            if name in result.figures
+        ]
+        display.say(f"step {step}: eval {', '.join(words)}")
+        self._card.captions = [row.prediction or "" for row in result.captions]
         for row in result.captions[:_SHOWN]:
-            display.say(f"  truth      {row.reference}\n  prediction {row.prediction}")
+            display.say(f"  truth      {row.references[0]}\n  prediction {row.prediction}")
         if accelerator.is_main_process and has_tables(accelerator):
             self._log_table(result)
-        value = result.figures().get(config.metric_for_best)
+        value = result.figures.get(config.metric_for_best)
         if step and value is not None:
             self._note_best(value)
         self._callbacks.evaluated(step, result)
@@ -106,5 +127,5 @@ class Validation:
             with suppress(ImageError):  # such as a file that was deleted since
                 thumbnail = load_image(images[row.image])
                 thumbnail.thumbnail(_THUMBNAIL)
-                rows.append((row.reference, row.prediction, thumbnail))
+                rows.append(("\n".join(row.references), row.prediction or "", thumbnail))
         log_captions(self._context.accelerator, rows, step=self._state.step)

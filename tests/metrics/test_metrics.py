@@ -1,58 +1,78 @@
-"""Figures about captions: each against its formula, and which of two values is the better one."""
+"""The table: loss, exact match, which metrics are computed, and which value is better."""
 
 import math
-from typing import get_args
 
 import pytest
 
-from florence2ner.metrics import METRICS, MetricName, Observed, exact_match, is_better, measure
+from florence2ner.metrics import METRICS, format_figure, is_better, measure, names_for, scores_of_each
+from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.observed import Observed
+from tests.metrics.pairs import made_pairs
+from tests.metrics.support import observed
 
 
-def test_the_table_has_every_name_that_a_setting_may_give() -> None:
-    assert tuple(METRICS) == get_args(MetricName)
+def test_loss_and_perplexity_are_over_all_tokens() -> None:
+    seen = [Observed(nats=7.0, tokens=10, references=("a",)), Observed(nats=1.0, tokens=30, references=("a",))]
+    found = measure(seen, ["eval/loss", "eval/perplexity"])
+    assert found == pytest.approx({"eval/loss": 0.2, "eval/perplexity": math.exp(0.2)})
+    huge = [Observed(nats=1e9, tokens=1, references=("a",))]
+    assert measure(huge, ["eval/perplexity"])["eval/perplexity"] == math.exp(700)
 
 
-def test_with_captions_every_figure_is_measured() -> None:
-    figures = measure(Observed(0.7, ["a cat", "a dog", "a cow"], ["a cat", "a cow", "a cow"]))
-    assert figures == pytest.approx({"eval/loss": 0.7, "eval/perplexity": math.exp(0.7), "eval/exact_match": 2 / 3})
+def test_exact_match_ignores_white_space_and_takes_any_reference() -> None:
+    predictions, references = made_pairs()
+    pairs = zip(predictions, references, strict=True)
+    plain = sum(text.strip() in [truth.strip() for truth in texts] for text, texts in pairs) / 200
+    assert measure(observed(predictions, references), ["eval/exact_match"]) == {"eval/exact_match": plain}
+    seen = observed([" a star\n", "A star", "b"], [["a star"], ["a star"], ["a", "b"]])
+    assert measure(seen, ["eval/exact_match"])["eval/exact_match"] == 2 / 3
 
 
-def test_without_captions_there_is_no_figure_about_them() -> None:
-    assert measure(Observed(2.0)) == pytest.approx({"eval/loss": 2.0, "eval/perplexity": math.e**2})
+def test_all_that_apply_are_computed_or_those_asked_for() -> None:
+    seen = observed(["a star"], [["a star"]])
+    unasked = names_for(seen)
+    assert {"eval/loss", "eval/cider", "eval/bleu4", "eval/rouge_l", "eval/chrf"} < {*unasked}
+    assert not {"eval/map", "eval/cer", "eval/tag_f1"} & {*unasked}
+    assert names_for(seen, ["eval/chrf"]) == ("eval/loss", "eval/perplexity", "eval/chrf")
+    assert names_for(observed([None], [["a star"]])) == ("eval/loss", "eval/perplexity")
 
 
-def test_a_huge_loss_has_a_perplexity_that_a_float_holds() -> None:
-    assert measure(Observed(1e6))["eval/perplexity"] == math.exp(700)
-
-
-def test_white_space_around_a_caption_does_not_count_and_inside_does() -> None:
-    assert exact_match([" a cat\n", "a  dog"], ["a cat", "a dog"]) == 0.5
-
-
-def test_nothing_to_compare_is_an_error_and_so_are_unequal_numbers() -> None:
-    with pytest.raises(ValueError, match="no captions to compare"):
-        exact_match([], [])
-    with pytest.raises(ValueError, match="longer than"):
-        exact_match(["a cat"], ["a cat", "a dog"])
+def test_scores_of_each_are_those_of_a_corpus_of_one_but_for_what_is_rare() -> None:
+    seen = observed(*made_pairs())
+    names: list[MetricName] = [
+        "eval/loss",
+        "eval/exact_match",
+        "eval/chrf",
+        "eval/rouge1",
+        "eval/length_ratio",
+        "eval/distinct1",
+    ]
+    each = scores_of_each(seen, names)
+    for one, scores in zip(seen, each, strict=True):
+        alone = measure([one], [name for name in names if name != "eval/distinct1"])
+        assert scores == pytest.approx(alone)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "best", "expected"),
+    ("name", "value", "best", "better"),
     [
-        ("eval/loss", 1.0, 2.0, True),
-        ("eval/loss", 2.0, 1.0, False),
-        ("eval/perplexity", 3.0, 4.0, True),
+        ("eval/loss", 1.0, None, True),
+        ("eval/loss", 0.9, 1.0, True),
+        ("eval/loss", 1.1, 1.0, False),
+        ("eval/loss", math.nan, None, False),
+        ("eval/loss", math.nan, 1.0, False),
         ("eval/exact_match", 0.6, 0.5, True),
-        ("eval/exact_match", 0.4, 0.5, False),
+        ("eval/cider", 0.4, 0.5, False),
+        ("eval/length_ratio", 1.1, 0.8, True),
     ],
 )
-def test_better_is_lower_but_for_exact_match(name: MetricName, value: float, best: float, expected: bool) -> None:
-    assert is_better(name, value, best) is expected
+def test_better_is_in_the_direction_of_the_metric(
+    name: MetricName, value: float, best: float | None, better: bool
+) -> None:
+    assert is_better(name, value, best) is better
 
 
-@pytest.mark.parametrize("name", get_args(MetricName))
-def test_the_first_value_is_better_than_none_an_equal_one_is_not_and_nan_never_is(name: MetricName) -> None:
-    assert is_better(name, 0.5, None)
-    assert not is_better(name, 0.5, 0.5)
-    assert not is_better(name, math.nan, None)
-    assert not is_better(name, math.nan, 0.5)
+def test_figures_are_written_as_people_read_them() -> None:
+    assert format_figure("eval/exact_match", 0.4375) == "43.8%"
+    assert format_figure("eval/cider", 0.41271) == "0.4127"
+    assert all(metric.label and metric.meaning for metric in METRICS.values())
