@@ -117,6 +117,7 @@ def make_config(tmp_path: Path, shapes: Path, tiny_model: Path) -> MakeConfig:
             "epochs": 1,
             "train_batch_size": 4,
             "eval_batch_size": 4,
+            "eval_captions": 4,
             "gradient_accumulation_steps": 2,
             "learning_rate": 1e-3,
             "warmup_steps": 0,

@@ -1,4 +1,4 @@
-"""What of the guide is made from the code: the tables of settings, and the tree.
+"""What of the guide is made from the code: the tables of settings and metrics, and the tree.
 
 Each stands between two comments in its page. `python -m tests.guide_pages` writes them.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from florence2ner.config.base import Config
 from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
+from florence2ner.metrics.table import METRICS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence2ner"
 COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "caption": CaptionConfig, "inspect": InspectConfig}
@@ -24,8 +25,22 @@ def tree() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_table() -> str:
+    """A Markdown table of the metrics."""
+    lines = ["| name | | what it is | better | needs |", "|---|---|---|---|---|"]
+    goals = {"higher": "higher", "lower": "lower", "one": "nearer to 1"}
+    for name, metric in METRICS.items():
+        needs = f"`pip install '{metric.package}'`" if metric.package else ""
+        lines.append(f"| `{name}` | {metric.label} | {metric.meaning} | {goals[metric.goal]} | {needs} |")
+    return "\n".join(lines) + "\n"
+
+
 # page: mark, text
-PARTS = {"settings": ("settings", settings_tables), "house": ("tree", tree)}
+PARTS = {
+    "settings": ("settings", settings_tables),
+    "house": ("tree", tree),
+    "evaluation": ("metrics", metrics_table),
+}
 
 
 def between(mark: str, text: str) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 
 from florence2ner.errors import UserError
 from florence2ner.evaluation.rows import Row
-from florence2ner.metrics import METRICS, format_figure, measure, names_for, parts_of, scores_of_each
 from florence2ner.metrics.bootstrap import Interval, intervals
 from florence2ner.metrics.metric import Summed
 from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.observed import Observed
+from florence2ner.metrics.table import METRICS, format_figure, measure, names_for, parts_of, scores_of_each
 
 _EQUAL = 1e-9  # scores that differ by less are a tie
 
@@ -63,7 +63,7 @@ class Difference:
 
     def _signed(self, value: float, sign: str = "+") -> str:
         """In percentage points where the figures are in percent."""
-        return f"{100 * value:{sign}.1f}" if METRICS[self.metric].percent else f"{value:{sign}.3g}"
+        return f"{100 * value:{sign}.1f}" if METRICS[self.metric].percent else f"{value:{sign}.3f}"
 
 
 @dataclass(frozen=True, kw_only=True)

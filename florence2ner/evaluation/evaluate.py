@@ -24,8 +24,8 @@ from florence2ner.evaluation.result import Evaluation, as_json
 from florence2ner.evaluation.samples import evaluate_samples
 from florence2ner.evaluation.shown import print_comparison, print_evaluation
 from florence2ner.files import check_writable, write_text
-from florence2ner.metrics import check_metrics
 from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.table import check_metrics
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import quiet_transformers

@@ -6,10 +6,10 @@ from typing import Any
 
 from florence2ner.evaluation.compare import Comparison
 from florence2ner.evaluation.rows import Row, rows_as_json
-from florence2ner.metrics import METRICS, measure, names_for, parts_of, scores_of_each
 from florence2ner.metrics.bootstrap import Interval, intervals
 from florence2ner.metrics.metric import Summed
 from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.table import METRICS, measure, names_for, parts_of, scores_of_each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from rich.table import Table
 from florence2ner.evaluation.compare import Comparison
 from florence2ner.evaluation.result import Evaluation
 from florence2ner.evaluation.rows import Row
-from florence2ner.metrics import METRICS, format_figure
 from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.table import METRICS, format_figure
 
 _FIRST = ("eval/loss", "eval/perplexity", "eval/exact_match")  # on the first line
 

@@ -12,8 +12,8 @@ from florence2ner.engine.tracking import has_tables, log_captions
 from florence2ner.evaluation.record import write_record
 from florence2ner.evaluation.result import Evaluation
 from florence2ner.evaluation.samples import evaluate_samples
-from florence2ner.metrics import METRICS, format_figure, is_better
 from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.table import METRICS, format_figure, is_better
 from florence2ner.model.captioner import Captioner
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard

@@ -12,8 +12,8 @@ from florence2ner.errors import UserError
 from florence2ner.evaluation.compare import Comparison, compare
 from florence2ner.evaluation.record import read_rows, recorded_steps
 from florence2ner.evaluation.rows import Row
-from florence2ner.metrics import METRICS, check_metrics, names_for
 from florence2ner.metrics.names import MetricName
+from florence2ner.metrics.table import METRICS, check_metrics, names_for
 from florence2ner.training.context import Context
 
 _TOLD: tuple[MetricName, ...] = ("eval/loss", "eval/exact_match", "eval/cider", "eval/map", "eval/cer")

@@ -44,7 +44,7 @@ def load(folder: Path, **flags: Any) -> TrainConfig:
         ),
         ({"seed": 2**32}, "seed: should be less than 4294967296, not 4294967296"),
         (
-            {"metric_for_best": "loss"},
+            {"metric_for_best": "los"},
             "metric_for_best: should be 'eval/loss', 'eval/perplexity' or 'eval/",
         ),
         (

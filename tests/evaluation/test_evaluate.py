@@ -61,7 +61,7 @@ def test_an_output_stays_as_it_is_until_the_new_one_is_whole(
     config = EvalConfig(model_name=str(tiny_model), dataset_path=data, output=output, num_beams=1, max_new_tokens=2)
     result = evaluate(config)
     assert seen == ["of before"]
-    assert json.loads(output.read_text())["loss"] == result.loss
+    assert json.loads(output.read_text())["figures"]["eval/loss"] == result.loss
 
     output.write_text("of before")
     for image in data.glob("*.png"):
@@ -135,3 +135,49 @@ def test_a_caption_is_evaluated_as_it_is_made(
     result = evaluate(config)
     assert {row.image: row.prediction for row in result.captions} == made
     assert result.exact_match == 1, "the truth is what the model wrote"
+
+
+@pytest.mark.slow
+def test_ci_fails_where_a_model_is_worse(
+    command: Start, tiny_model: Path, trained_model: Path, shapes: Path, tmp_path: Path
+) -> None:
+    common = ("--dataset-path", shapes, "--num-beams", 1, "--max-new-tokens", 16, "--show", 2)
+    judged = ("--fail-if-worse", "eval/loss", "--fail-if-worse", "cider")
+    models = {"new": trained_model, "old": tiny_model}
+    better = command(
+        "eval", "--model-name", models["new"], "--against", models["old"], *common, *judged, "--output", "r.json",
+        COLUMNS="200",
+    )  # fmt: skip
+    assert better.returncode == 0, better.stderr
+    assert "the largest differences in CIDEr-D:" in better.stdout
+    stored = json.loads((tmp_path / "r.json").read_text())
+    found = {entry["metric"]: entry for entry in stored["comparison"]}
+    loss = found["eval/loss"]
+    assert loss["after"] == stored["figures"]["eval/loss"] < loss["before"]
+    assert loss["difference"] == pytest.approx(loss["after"] - loss["before"])
+    assert loss["interval"][0] < loss["difference"] < loss["interval"][1] < 0
+    assert (loss["wins"], loss["losses"]) == (24, 0)
+    assert (stored["model_name"], stored["against"]) == (str(trained_model), str(tiny_model))
+
+    worse = command("eval", "--model-name", models["old"], "--against", models["new"], *common, *judged)
+    assert worse.returncode == 1
+    assert "error" not in worse.stderr
+    same = command("eval", "--model-name", models["new"], "--against", models["new"], *common, *judged)
+    assert same.returncode == 0
+    assert "the largest differences" not in same.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fail_if_worse": ("cider",)}, "fail_if_worse does nothing alone: name another model with against"),
+        (
+            {"fail_if_worse": ("cider",), "against": "b", "eval_metrics": ("bleu4",)},
+            "fail_if_worse eval/cider is not computed: add it to eval_metrics",
+        ),
+        ({"eval_metrics": ("cidre",)}, "eval/loss"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(shapes: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvalConfig(dataset_path=shapes, **settings)

@@ -9,9 +9,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchmetrics.functional.text import char_error_rate
 
-from florence2ner.metrics import measure, names_for
 from florence2ner.metrics.names import ALWAYS
 from florence2ner.metrics.observed import Box, Observed
+from florence2ner.metrics.table import measure, names_for
 from tests.metrics.pairs import made_pairs
 
 LABELS = ("star", "circle")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from florence2ner.metrics import METRICS, parts_of
 from florence2ner.metrics.bootstrap import intervals
 from florence2ner.metrics.metric import Summed, shares
+from florence2ner.metrics.table import METRICS, parts_of
 from tests.metrics.pairs import made_pairs
 from tests.metrics.support import observed
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from florence2ner.metrics import measure
+from florence2ner.metrics.table import measure
 from florence2ner.metrics.words import words
 from tests.metrics.pairs import made_pairs
 from tests.metrics.support import observed

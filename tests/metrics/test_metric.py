@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from florence2ner.metrics import METRICS
 from florence2ner.metrics.metric import ratio, shares
+from florence2ner.metrics.table import METRICS
 
 
 def test_the_nearer_to_one_the_better_is_a_length() -> None:

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from typing import get_args
 
-from florence2ner.metrics import METRICS
 from florence2ner.metrics.names import ALWAYS, MetricName, whole_name
+from florence2ner.metrics.table import METRICS
 
 
 def test_every_name_has_its_row_in_the_table() -> None:
@@ -19,6 +19,7 @@ def test_short_names_are_completed() -> None:
     assert whole_name(3) == 3
 
 
-def test_importing_the_metrics_imports_none_of_their_packages() -> None:
-    code = "import sys, florence2ner.metrics; print({'sacrebleu', 'rouge_score', 'nltk', 'torch'} & {*sys.modules})"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+def test_settings_need_no_packages_and_the_table_none_of_its_own() -> None:
+    for module, strangers in (("names", {"numpy"}), ("table", {"sacrebleu", "rouge_score", "nltk", "torch"})):
+        code = f"import sys, florence2ner.metrics.{module}; print({strangers} & {{*sys.modules}})"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

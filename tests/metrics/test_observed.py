@@ -1,7 +1,7 @@
 """An image as metrics see it."""
 
-from florence2ner.metrics import measure
 from florence2ner.metrics.observed import Observed
+from florence2ner.metrics.table import measure
 
 
 def test_what_was_not_asked_counts_for_the_loss_alone() -> None:

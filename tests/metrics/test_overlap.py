@@ -9,7 +9,9 @@ from nltk.translate.bleu_score import corpus_bleu
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from torchmetrics.functional.text import rouge_score
 
-from florence2ner.metrics import METRICS, UserError, check_metrics, measure, names_for, overlap, scores_of_each
+from florence2ner import UserError
+from florence2ner.metrics import overlap
+from florence2ner.metrics.table import METRICS, check_metrics, measure, names_for, scores_of_each
 from tests.metrics.pairs import made_pairs
 from tests.metrics.support import observed
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from florence2ner.metrics import measure, names_for
+from florence2ner.metrics.table import measure, names_for
 from florence2ner.metrics.tags import are_tags, tags_of
 from tests.metrics.support import observed
 

@@ -114,7 +114,7 @@ def test_eval_caption_convert_and_merged_take_a_run_for_the_model_that_it_traine
         captions.append([json.loads(line)["caption"] for line in lines])
     assert captions[0] == captions[1]
     folders = {name.split("/")[0] for name in files_in(config.run_dir) if "/" in name}
-    assert folders - {"latest", "best"} == {last.name, "merged"}
+    assert folders - {"latest", "best"} == {last.name, "merged", "evaluations"}
 
 
 def test_an_adapter_is_trained_on_as_it_is(make_config: MakeConfig, trained_model: Path) -> None:

@@ -36,6 +36,7 @@ def test_train_then_eval_then_caption(
     assert last == config.run_dir / "step-6"
     assert files_in(config.run_dir) == (
         {"config.yaml", "metrics.jsonl", "split.json"}
+        | {f"evaluations/step-0000000{step}.json" for step in (4, 6)}
         | {f"{step}/{name}" for step in ("step-4", "step-6") for name in EXPORT}
         | {f"step-6/state/{name}" for name in STATE}
     )
@@ -54,8 +55,8 @@ def test_train_then_eval_then_caption(
     common = {"model_name": str(last), "num_beams": 1, "max_new_tokens": 8, "batch_size": 5}
     result = evaluate(EvalConfig(dataset_path=config.dataset_path, output=results, **common))
     written = json.loads(results.read_text())
-    assert written["loss"] == result.loss
-    assert written["perplexity"] == pytest.approx(math.exp(result.loss))
+    assert written["figures"]["eval/loss"] == result.loss
+    assert written["figures"]["eval/perplexity"] == pytest.approx(math.exp(result.loss))
     assert (result.samples, len(result.captions), len(written["captions"])) == (24, 24, 24)
     captured = capsys.readouterr()
     assert "22 of these 24 images were trained on" in captured.err
@@ -120,5 +121,5 @@ def test_two_processes_take_part_and_agree(make_config: MakeConfig, start: Start
     alone = evaluate(EvalConfig(model_name=str(last), dataset_path=config.dataset_path, num_beams=1, max_new_tokens=4))
     written = json.loads(results.read_text())
     assert written["samples"] == 24
-    assert written["loss"] == pytest.approx(alone.loss, rel=1e-6)
+    assert written["figures"]["eval/loss"] == pytest.approx(alone.loss, rel=1e-6)
     assert [row["image"] for row in written["captions"]] == [row.image for row in alone.captions]

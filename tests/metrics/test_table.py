@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from florence2ner.metrics import METRICS, format_figure, is_better, measure, names_for, scores_of_each
 from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.observed import Observed
+from florence2ner.metrics.table import METRICS, format_figure, is_better, measure, names_for, scores_of_each
 from tests.metrics.pairs import made_pairs
 from tests.metrics.support import observed
 
