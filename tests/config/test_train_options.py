@@ -45,7 +45,7 @@ def load(folder: Path, **flags: Any) -> TrainConfig:
         ({"seed": 2**32}, "seed: should be less than 4294967296, not 4294967296"),
         (
             {"metric_for_best": "los"},
-            "metric_for_best: should be 'eval/loss', 'eval/perplexity' or 'eval/",
+            "metric_for_best: should be 'eval/loss', 'eval/perplexity', 'eval/exact_match',",
         ),
         (
             {"early_stopping_patience": 3, "eval_steps": None},
