@@ -1,11 +1,13 @@
-"""Draws one curve: as text for a terminal, in braille characters, and as a picture."""
+"""Draws one curve: as text for a terminal, in braille characters or in a line, and as a picture."""
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille character, by row and column
 _BLANK = 0x2800
+_BLOCKS = "▁▂▃▄▅▆▇█"
 _MARGIN, _FONT_SIZE, _BLUE, _GREY = 60, 22, "#2b6cb0", "#888888"
 
 
@@ -25,6 +27,18 @@ def in_text(values: Sequence[float], *, width: int, height: int) -> list[str]:
             cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
         before = level
     return ["".join(map(chr, line)) for line in cells]
+
+
+def in_a_line(values: Sequence[float], *, width: int) -> str:
+    """The last `width` values as blocks of eight heights, from the lowest of them to the highest (a sparkline).
+
+    A value that is not finite is a gap.
+    """
+    shown = values[-width:]
+    finite = [value for value in shown if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    scale = (len(_BLOCKS) - 1) / ((high - low) or 1.0)
+    return "".join(_BLOCKS[round((value - low) * scale)] if math.isfinite(value) else " " for value in shown)
 
 
 def as_picture(values: Sequence[float], *, title: str, top: str, width: int = 1200, height: int = 500) -> Image.Image:

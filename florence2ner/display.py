@@ -1,12 +1,23 @@
 """What the user sees during a run, on stderr: lines and a progress bar of the main process, warnings of all."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 
 def printable(text: str) -> str:
@@ -29,8 +40,49 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
+_BETWEEN = "  "  # two figures
+_BAR = 62  # columns of a terminal that a bar needs for itself, with its numbers
+_HOUR = 3600.0  # seconds whose speed the remaining time is reckoned with: one update may take minutes
+
+
+class _Bars(Progress):
+    """Bars whose figures stand beside them, or below where the terminal is too narrow for that. Nothing wraps."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines to draw."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            figures = task.fields["figures"]
+            if not _fits_beside(figures, self.console.width):
+                yield Text(f"  {_shortened(figures, self.console.width - 2)}", no_wrap=True, overflow="crop")
+
+
+class _Figures(ProgressColumn):
+    """The figures beside a bar, where there is room."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self._console = console
+
+    def render(self, task: Task) -> Text:
+        """What stands beside the bar of `task`."""
+        figures = task.fields["figures"]
+        return Text(figures if _fits_beside(figures, self._console.width) else "")
+
+
+def _fits_beside(figures: str, width: int) -> bool:
+    return len(figures) + _BAR <= width or not figures
+
+
+def _shortened(figures: str, width: int) -> str:
+    """As many whole figures as there is room for."""
+    while len(figures) > width and _BETWEEN in figures:
+        figures = figures.rpartition(_BETWEEN)[0]
+    return figures
+
+
 class Bar:
-    """A progress bar with figures beside it. Nothing is drawn when stderr is not a terminal."""
+    """A progress bar with figures. Nothing is drawn when stderr is not a terminal."""
 
     def __init__(self, progress: Progress, total: int, completed: int) -> None:
         self._progress = progress
@@ -46,7 +98,7 @@ class Bar:
 
 
 def _shown(figures: Mapping[str, str]) -> dict[str, Any]:
-    return {"figures": "  ".join(f"{name} {value}" for name, value in figures.items())} if figures else {}
+    return {"figures": _BETWEEN.join(f"{name} {value}" for name, value in figures.items())} if figures else {}
 
 
 class Display:
@@ -79,9 +131,15 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            _Figures(self._console),
         )
-        with Progress(*columns, console=self._console, disable=not self._console.is_terminal) as progress:
+        bars = _Bars(
+            *columns,
+            console=self._console,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=_HOUR,
+        )
+        with bars as progress:
             yield Bar(progress, total, completed)
 
 

@@ -18,9 +18,11 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from florence2ner import process
 from florence2ner.errors import InUse, UserError
 
 METRICS_FILE = "metrics.jsonl"  # in the folder of a training run
+EVALUATIONS = "evaluations"  # in the folder of a training run: its evaluations, a file for each
 UNFINISHED = ".unfinished"  # how names of temporary files end
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # of a file system without locks, as some mounts of Lustre
 _STALE = 60.0  # seconds; a write takes milliseconds, so an older temporary file was left by a process that was killed
@@ -137,12 +139,10 @@ def hold(path: Path, what: str, fix: str = "start again when that has ended") ->
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
-        file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        file.write_text(process.name_of_this(), encoding="utf-8")
     except Timeout:
-        holder = ""
-        with suppress(OSError):  # it may end just now
-            holder = file.read_text(encoding="utf-8", errors="replace")
-        raise InUse(f"{what} is in use by {holder or 'another process'}: {fix}") from None
+        named, _ = holder(path) or ("", 0.0)
+        raise InUse(f"{what} is in use by {named.partition(chr(10))[0] or 'another process'}: {fix}") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UserError(f"can't lock {path}: {error.strerror or error}") from error
@@ -155,6 +155,19 @@ def hold(path: Path, what: str, fix: str = "start again when that has ended") ->
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
+
+
+def holder(path: Path) -> tuple[str, float] | None:
+    """The process that is in `hold(path)` or was killed in it, as `process.name_of_this` names it, and since when.
+
+    None where there is none. Only the file is read: a lock can be asked for only by taking it, and then a process that
+    starts at this moment would be refused. See `process.is_alive`.
+    """
+    file = _lock_of_run(path)
+    try:
+        return file.read_text(encoding="utf-8", errors="replace"), file.stat().st_mtime
+    except OSError:
+        return None
 
 
 def check_free(path: Path, what: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from florence2ner.chart import as_picture, in_text
+from florence2ner.chart import as_picture, in_a_line, in_text
 
 
 def test_a_curve_rises_from_the_lower_left() -> None:
@@ -28,3 +28,19 @@ def test_the_picture_has_the_curve_between_its_lines() -> None:
     assert columns >= set(range(62, 338))
     assert min(blue)[1] > 130
     assert max(blue)[1] < 70
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], ""),
+        ([5.0], "▁"),
+        ([3.0, 3.0], "▁▁"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([9, 9, 0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([-1.0, float("nan"), 1.0, float("inf")], "▁ █ "),
+        ([float("nan")], " "),
+    ],
+)
+def test_a_line_has_the_newest_values_from_the_lowest_to_the_highest(values: list[float], expected: str) -> None:
+    assert in_a_line(values, width=8) == expected

@@ -1,11 +1,18 @@
 """What the user sees: lines on stderr from the main process, warnings from all, and a bar that counts."""
 
+import fcntl
 import os
+import pty
+import re
+import struct
+import sys
+import termios
 
 import pytest
 from rich.progress import Progress
 
 from florence2ner.display import Bar, Display, name_some, printable
+from tests.conftest import ROOT
 
 
 def test_the_main_process_speaks_on_stderr_and_the_others_do_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +91,46 @@ def test_a_bar_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixtu
         bar.reach(3)
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "one done\n")
+
+
+PROGRAM = """
+from florence2ner.display import Display
+display = Display(is_main=True)
+figures = {"epoch": "12.34/20", "loss": "0.0612", "eval": "0.0150", "images/s": "1234.5", "lr": "1.00e-05"}
+with display.bar("training", total=12345, completed=1200) as bar:
+    bar.advance(10, **figures)
+    display.say("a line")
+    with display.bar("evaluating", total=10) as inner:
+        inner.advance()
+    bar.advance(10, **figures)
+"""
+
+
+@pytest.mark.parametrize(
+    ("width", "beside"), [(60, False), (80, False), (120, False), (140, True)], ids=lambda value: str(value)
+)
+def test_on_a_terminal_nothing_wraps_and_what_matters_is_seen(width: int, beside: bool) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.pop("COLUMNS", None)
+        os.environ["TERM"] = "xterm"
+        os.chdir(ROOT)
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+        os.execv(sys.executable, [sys.executable, "-c", PROGRAM])
+    seen = b""
+    while True:
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # Linux says so where the other end is closed
+            break
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, seen
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()))
+    assert max(map(len, lines)) <= width
+    assert "a line" in [line.strip() for line in lines]
+    *_, last = (line for line in lines if line.startswith("training"))
+    assert re.search(r"1220/12345 \d:\d\d:\d\d ETA \S", last)
+    figures = "epoch 12.34/20  loss 0.0612  eval 0.0150  images/s 1234.5"
+    assert any(figures in line for line in lines)
+    assert (figures in last) == beside
+    assert ("lr 1.00e-05" in seen.decode()) == (width > 60)

@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, check_free, hold, open_regular, read_regular, temporary, write_text
+from florence2ner.files import append_text, check_free, hold, holder, open_regular, read_regular, temporary, write_text
+from florence2ner.process import name_of_this
 from tests.support import files_in
 
 
@@ -98,6 +100,18 @@ with hold(Path(sys.argv[1]), "it"):
     print(child.pid, flush=True)
     sys.stdin.read()
 """
+
+
+def test_who_holds_something_is_read_without_touching_it(tmp_path: Path) -> None:
+    assert holder(tmp_path / "mine") is None
+    with hold(tmp_path / "mine", "mine"):
+        before = os.listdir(tmp_path)
+        found = holder(tmp_path / "mine")
+        assert found
+        assert found[0] == name_of_this()
+        assert abs(found[1] - time.time()) < 60
+        assert os.listdir(tmp_path) == before
+    assert holder(tmp_path / "mine") is None
 
 
 @pytest.mark.parametrize("end", ["kill", "leave"])

@@ -1,4 +1,4 @@
-"""The other commands: those that make, convert and upload a model, the demo and the guide."""
+"""The other commands: a look at a run; those that make, convert and upload a model; the demo and the guide."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +7,17 @@ import typer
 
 from florence2ner.cli.app import app
 from florence2ner.display import Display
+
+
+@app.command("status")
+def _status(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, such as checkpoints/mine, or what is in it.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+) -> None:
+    """Say where a training run stands: step, loss, ETA, evaluations, last captions, whether it still works."""
+    from florence2ner.watching.status import status
+
+    status(run, watch=watch)
 
 
 @app.command("init-model")

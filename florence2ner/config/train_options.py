@@ -233,12 +233,13 @@ class CheckpointOptions(Config):
     )
     keep_states: bool = option(False, "Keep the training state of every checkpoint, not only of the newest.")
     log_every: int = option(1, "Optimizer updates between logged lines.", ge=1)
-    log_with: tuple[Literal["wandb", "tensorboard", "jsonl", "none"], ...] = option(
+    log_with: tuple[str, ...] = option(
         ("wandb",),
-        "Trackers; repeat the flag for several. metrics.jsonl is written beside any of them; jsonl: only that file; "
+        "Trackers by Accelerate's names: wandb, tensorboard, trackio, mlflow, comet_ml, aim, clearml, dvclive or "
+        "swanlab; repeat the flag for several. metrics.jsonl is written beside any of them; jsonl: only that file; "
         "none: nothing.",
     )
-    wandb_project: str = option("florence2ner", "Weights & Biases project.")
+    wandb_project: str = option("florence2ner", "Project of Weights & Biases, and of the other trackers.")
 
     push_to_hub: str | None = option(
         None, "Repository on the Hugging Face hub, such as somebody/mine, to upload the best checkpoint to at the end."

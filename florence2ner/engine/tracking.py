@@ -1,27 +1,36 @@
-"""Logs metrics to metrics.jsonl, Weights & Biases and TensorBoard, all through Accelerate's trackers."""
+"""Logs metrics to metrics.jsonl, Weights & Biases, TensorBoard and any other tracker that Accelerate knows by name."""
 
 import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker, on_main_process
-from PIL import Image
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    GeneralTracker,
+    WandBTracker,
+    get_available_trackers,
+    on_main_process,
+)
+from accelerate.utils import LoggerType
 
 from florence2ner.display import Display
-from florence2ner.errors import UserError
+from florence2ner.engine.guarded import FINISH_LIMIT, START_LIMIT, Background, Guarded, Rows
+from florence2ner.errors import UserError, did_you_mean
 from florence2ner.files import METRICS_FILE, write_text
 
-TABLE_COLUMNS = ("truth", "prediction", "image")
+OUR_OWN = ("jsonl", "none")  # names of log_with that are not Accelerate's
+_DISTRIBUTIONS = {"aim": '"aim<4"', "comet_ml": "comet-ml"}  # of trackers whose package has another name
 
 
 class JsonlTracker(GeneralTracker):  # type: ignore[misc]
@@ -54,69 +63,17 @@ class JsonlTracker(GeneralTracker):  # type: ignore[misc]
             raise UserError(f"can't write {self.path}: {error.strerror}") from error
 
 
-class _Guarded(GeneralTracker):  # type: ignore[misc]
-    """A tracker whose failures are told once and end nothing: an update that was computed is worth more than its log.
-
-    It is tried again the next time: a disk may have room then, and what can't take tables may take numbers.
-    """
-
-    requires_logging_directory = False
-    main_process_only = False  # the tracker itself decides
-
-    def __init__(self, inner: GeneralTracker, display: Display) -> None:
-        self.name = inner.name
-        super().__init__()
-        self._inner = inner
-        self._display = display
-        self._has_failed = False
-
-    @property
-    def tracker(self) -> Any:
-        """What the tracker works with, such as the run of Weights & Biases; None where it could not start."""
-        return getattr(self._inner, "tracker", None)
-
-    def start(self) -> None:
-        """Start the tracker."""
-        self._try(self._inner.start)
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Log the settings of the run."""
-        self._try(self._inner.store_init_configuration, values)
-
-    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
-        """Log metrics."""
-        self._try(self._inner.log, values, step=step, **options)
-
-    def log_captions(self, rows: Sequence[tuple[str, str, Image.Image]], step: int) -> None:
-        """Log rows as `log_captions` does, where the tracker can show tables."""
-        if isinstance(self._inner, WandBTracker):
-            self._try(_log_wandb_table, self._inner, rows, step)
-
-    def finish(self) -> None:
-        """End the tracker."""
-        self._try(self._inner.finish)
-
-    def _try(self, action: Callable[..., object], *values: object, **options: object) -> None:
-        try:
-            action(*values, **options)
-        except Exception as error:  # of somebody else's code and service: it can be anything
-            if not self._has_failed:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._display.warn(f"{self.name} failed, training goes on without what it missed: {reason}")
-            self._has_failed = True
-
-
-def _log_wandb_table(tracker: WandBTracker, rows: Sequence[tuple[str, str, Image.Image]], step: int) -> None:
-    import wandb
-
-    data = [[truth, prediction, wandb.Image(image)] for truth, prediction, image in rows]
-    tracker.log_table("eval/captions", columns=list(TABLE_COLUMNS), data=data, step=step)
-
-
 def check_trackers(log_with: Sequence[str]) -> None:
-    """Raise UserError for a tracker that is not installed."""
-    if "tensorboard" in log_with and not find_spec("tensorboard"):
-        raise UserError("log_with tensorboard needs its package: pip install tensorboard")
+    """Raise UserError for a tracker that nobody knows, and for one that is not installed."""
+    known = (*LOGGER_TYPE_TO_CLASS, *OUR_OWN)
+    for name in log_with:
+        if name not in known:
+            raise UserError(
+                f"log_with: there is no tracker {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}"
+            )
+        is_foreign = name in LoggerType.list()  # else it was registered by a program, which has it
+        if is_foreign and name not in map(str, get_available_trackers()):
+            raise UserError(f"log_with {name} needs its package: pip install {_DISTRIBUTIONS.get(name, name)}")
 
 
 def rewind_metrics(run_dir: Path, step: int) -> None:
@@ -144,62 +101,117 @@ def tracking(
     log_with: Sequence[str],
     project: str,
     tracker_id: str,
+    step: int,
 ) -> Iterator[None]:
     """A context manager in which `accelerator.log` writes to the trackers of `log_with`, and to metrics.jsonl.
 
-    W&B runs offline where there is no login or no network; it never prompts. `tracker_id` is the id of the W&B run;
-    with the same id, a resumed run goes on in the same W&B run. A tracker that fails is named once, and nothing ends.
-    Every process must call this.
+    Each of them has a thread of its own, but the file, which is written at once. W&B runs offline where there is no
+    login or no network; it never prompts. `tracker_id` is the id of the W&B run; with the same id, a resumed run goes
+    on in the same W&B run. `step` is what the run starts from. A tracker that fails or hangs is named once, and nothing
+    ends. Every process must call this.
     """
     accelerator.log_with, accelerator.trackers = [], []
-    trackers: list[GeneralTracker] = [] if "none" in log_with else [JsonlTracker(run_dir / METRICS_FILE)]
-    places: dict[str, str] = {}
-    if "tensorboard" in log_with:
-        trackers.append(TensorBoardTracker(project, run_dir))
-    if "wandb" in log_with:
-        trackers.append(WandBTracker(project, **_wandb_options(display, run_dir, tracker_id)))
-        # For tables before they are kept or sent, and for its log: else in the home folder. Where that is read-only,
-        # tables fail, and the log goes to the terminal.
-        places = {"WANDB_DATA_DIR": str(run_dir / "wandb"), "WANDB_CACHE_DIR": str(run_dir / "wandb" / "cache")}
-    accelerator.log_with = [_Guarded(tracker, display) for tracker in trackers]
+    if not accelerator.is_main_process:
+        yield
+        return
+    trackers: list[Guarded] = []
+    if "none" not in log_with:
+        trackers = [Guarded("jsonl", lambda: JsonlTracker(run_dir / METRICS_FILE), display)]
+    place = _Place(display, run_dir, project, tracker_id, step)
+    trackers += [Background(name, partial(_make, name, place), display) for name in log_with if name not in OUR_OWN]
+    accelerator.log_with = trackers
     values = {
         key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in settings.items()
     }
     with ExitStack() as stack:
-        for name, place in places.items():
-            stack.enter_context(_default_in_environment(name, place))
-        accelerator.init_trackers(project, values)
+        if "wandb" in log_with:
+            # For tables before they are kept or sent, and for its log: else in the home folder. Where that is
+            # read-only, tables fail, and the log goes to the terminal.
+            for name, folder in (("WANDB_DATA_DIR", "wandb"), ("WANDB_CACHE_DIR", "wandb/cache")):
+                stack.enter_context(_default_in_environment(name, str(run_dir / folder)))
         try:
-            for tracker in accelerator.trackers:
-                if tracker.name == "wandb" and accelerator.is_main_process and tracker.tracker and tracker.tracker.url:
+            accelerator.init_trackers(project, values)
+            for tracker in trackers:
+                if tracker.name == "wandb" and tracker.tracker and tracker.tracker.url:
                     display.say(f"Weights & Biases: {tracker.tracker.url}")
             yield
         finally:
-            for tracker in accelerator.trackers:
+            for tracker in trackers:
                 tracker.finish()
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What trackers are made for: the run, and where it goes on."""
+
+    display: Display
+    run_dir: Path
+    project: str
+    tracker_id: str
+    step: int
+
+
+def _make(name: str, place: _Place) -> GeneralTracker:
+    """The tracker of this name as Accelerate makes it, with the options that it needs here."""
+    options: dict[str, Any] = {}
+    if name == "wandb":
+        return _WandB(place)
+    if name == "tensorboard":  # what an earlier start logged of steps that are made again is hidden
+        options = {"purge_step": place.step + 1 if place.step else 0}
+    elif name == "trackio":
+        options = {"name": f"{place.run_dir.name}-{place.tracker_id}", "resume": "allow"}
+    elif name == "mlflow":
+        options = {"run_name": place.run_dir.name}
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    folder = (place.run_dir,) if kind.requires_logging_directory else ()
+    return kind(place.project, *folder, **options)
+
+
 def has_tables(accelerator: Accelerator) -> bool:
-    """Whether one of the trackers can show tables. Only Weights & Biases can."""
-    return any(tracker.name == "wandb" for tracker in accelerator.trackers)
+    """Whether one of the trackers can show tables."""
+    return any(tracker.has_tables for tracker in accelerator.trackers)
 
 
-def log_captions(accelerator: Accelerator, rows: Sequence[tuple[str, str, Image.Image]], *, step: int) -> None:
+def log_captions(accelerator: Accelerator, rows: Rows, *, step: int) -> None:
     """Log rows of truth, prediction and thumbnail as a table, in the trackers that can show tables."""
     for tracker in accelerator.trackers:
         tracker.log_captions(rows, step)
 
 
-def _wandb_options(display: Display, run_dir: Path, tracker_id: str) -> dict[str, Any]:
-    """The options of `wandb.init`. Says so where W&B runs offline."""
-    os.environ.setdefault("WANDB_SILENT", "true")  # before wandb is imported; what matters of it, we say ourselves
-    options = {"dir": str(run_dir), "name": run_dir.name, "id": tracker_id}
-    if reason := _why_wandb_is_offline():
-        display.say(
-            f"Weights & Biases runs offline ({reason}); upload later with: wandb sync {run_dir}/wandb/offline-run-*"
+class _WandB(WandBTracker):  # type: ignore[misc]
+    """Accelerate's tracker for Weights & Biases, which runs offline where its server can't be used."""
+
+    def __init__(self, place: _Place) -> None:
+        # Before wandb is imported; what matters of it, we say ourselves.
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        limits = {"init_timeout": START_LIMIT / 2, "finish_timeout": FINISH_LIMIT * 0.8, "finish_timeout_raises": True}
+        self._always: dict[str, Any] = {"dir": str(place.run_dir), "name": place.run_dir.name, "id": place.tracker_id}
+        self._always["settings"] = wandb.Settings(**limits)
+        super().__init__(place.project)
+        self._display = place.display
+
+    def start(self) -> None:
+        """Start the run, online where that can be. Says so where it runs offline."""
+        import wandb
+
+        if not (reason := _why_wandb_is_offline()):
+            try:
+                self._start(resume="allow")
+                return
+            except Exception as error:  # such as a key that the server refuses, or a server that says no more
+                reason = " ".join(str(error).split())
+                wandb.teardown()  # of what it began, which has the run's id
+        self._start(mode="offline")
+        self._display.say(
+            f"Weights & Biases runs offline ({reason}); upload later with: "
+            f"wandb sync {self._always['dir']}/wandb/offline-run-*"
         )
-        return options | {"mode": "offline"}
-    return options | {"resume": "allow"}
+
+    def _start(self, **options: Any) -> None:
+        self.init_kwargs = self._always | options
+        super().start()
 
 
 @contextmanager

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from florence2ner.evaluation.result import Evaluation, as_json
 from florence2ner.evaluation.rows import Row, rows_from_json
-from florence2ner.files import write_text
-
-FOLDER = "evaluations"
+from florence2ner.files import EVALUATIONS, write_text
 
 
 def write_record(run_dir: Path, step: int, result: Evaluation) -> None:
@@ -19,7 +17,7 @@ def write_record(run_dir: Path, step: int, result: Evaluation) -> None:
 
 def recorded_steps(run_dir: Path) -> list[int]:
     """The updates after which evaluations are kept, in order."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in (run_dir / FOLDER).glob("step-*.json"))
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run_dir / EVALUATIONS).glob("step-*.json"))
 
 
 def read_rows(run_dir: Path, step: int) -> tuple[Row, ...]:
@@ -35,4 +33,4 @@ def rewind_records(run_dir: Path, step: int) -> None:
 
 
 def _path(run_dir: Path, step: int) -> Path:
-    return run_dir / FOLDER / f"step-{step:08d}.json"
+    return run_dir / EVALUATIONS / f"step-{step:08d}.json"

@@ -1,6 +1,7 @@
 """Counts and logs the updates of a training run, and reports skipped images and skipped updates."""
 
 import time
+from collections.abc import Mapping
 
 from accelerate.utils import gather_object
 
@@ -36,6 +37,7 @@ class Progress:
         self._faults = Faults()  # of a stream, in this process
         self._seconds = 0.0  # that these updates took
         self._clock = 0.0
+        self._evaluated = ""  # the newest result, as the bar shows it
 
     def start_clock(self) -> None:
         """Start timing the next update. The time since the last `count` (evaluating, saving) is not counted."""
@@ -113,11 +115,26 @@ class Progress:
         if state.unlogged_tokens:
             figures = {"train/loss": state.unlogged_loss / state.unlogged_tokens} | figures
         self._context.accelerator.log(figures, step=state.step)
-        self._bar.advance(
-            len(self._unlogged),
-            loss=f"{figures.get('train/loss', float('nan')):.4f}",
-            lr=f"{newest.learning_rate:.2e}",
-            images_per_second=f"{figures['train/images_per_second']:.1f}",
-        )
+        self._bar.advance(len(self._unlogged), **self._shown(figures))
         self._unlogged, self._seconds = [], 0.0
         state.unlogged_loss, state.unlogged_tokens = 0.0, 0
+
+    def note_evaluation(self, value: float | None) -> None:
+        """Note the newest value of `metric_for_best`, for the bar; None where there is none."""
+        if value is not None:
+            self._evaluated = f"{value:.4f}"
+
+    def _shown(self, figures: Mapping[str, float]) -> dict[str, str]:
+        """What the bar shows of these figures, the most important first."""
+        config = self._context.config
+        shown = {}
+        if "train/epoch" in figures:
+            of = f"/{config.epochs}" if config.max_steps is None else ""
+            shown["epoch"] = f"{figures['train/epoch']:.2f}{of}"
+        shown["loss"] = f"{figures.get('train/loss', float('nan')):.4f}"
+        if self._evaluated:
+            metric = config.metric_for_best.removeprefix("eval/")
+            shown["eval" if metric == "loss" else metric] = self._evaluated
+        shown["images/s"] = f"{figures['train/images_per_second']:.1f}"
+        shown["lr"] = f"{figures['train/learning_rate']:.2e}"
+        return shown

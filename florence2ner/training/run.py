@@ -98,6 +98,7 @@ class Run:
         last = self.timetable.is_last(self.state.step)
         with self.step.averaged():
             self.validation.evaluate(give_up=lambda: self.signals.received is not None and not last)
+        self.progress.note_evaluation(self.validation.newest)
 
     def _is_patience_over(self) -> bool:
         config = self.context.config

@@ -1,7 +1,6 @@
 """The run folder: where a run starts or resumes, checks before any work, writing config.yaml and split.json."""
 
 import secrets
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from florence2ner.inspection.at_start import notes_at_start
 from florence2ner.model.checkpoints.adapters import is_adapter
 from florence2ner.model.checkpoints.original import is_original
 from florence2ner.training.streaming import check_same_shards, find_shards
+from florence2ner.watching.record import how_to_resume
 
 # Settings that a resumed run can't change: order of the data and optimizer state depend on them.
 _FIXED = (
@@ -242,11 +242,7 @@ def _by_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 def resume_command(config: TrainConfig, checkpoint: Path | None) -> str:
     """A clause for a message that says how to resume the run."""
-    if checkpoint is None:
-        return "there is no checkpoint yet: start the same command again"
-    command = "accelerate launch (your options) -m " if launcher.processes() > 1 else ""
-    settings = shlex.quote(str(config.run_dir / SETTINGS_FILE))
-    return f"resume with: {command}florence2ner train --config {settings} --resume latest"
+    return how_to_resume(config.run_dir, checkpoint, processes=launcher.processes())
 
 
 def _read_settings(checkpoint: Path) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from florence2ner.training.setup import (
 from florence2ner.training.step import LESS_MEMORY
 from florence2ner.training.streaming import settle_lanes, stream_order
 from florence2ner.training.verdict import check_wanted_metrics, tell_whether_better
+from florence2ner.watching.record import recording
 
 
 @quiet_transformers()
@@ -201,11 +202,23 @@ def _open_run(
             open_run_folder(config, start, digests)
 
     all_or_none(accelerator, open_folder)
+    if accelerator.is_main_process:
+        steps = {"first_step": start.state.step, "total_steps": data.total_steps}
+        stack.enter_context(recording(config.run_dir, **steps, processes=accelerator.num_processes))
     settings = config.model_dump(mode="json")
-    run_dir, tracker_id = config.run_dir, start.state.tracker_id
-    names, project = config.log_with, config.wandb_project
+    settings |= {"mixed_precision": accelerator.mixed_precision, "processes": accelerator.num_processes}
+    settings |= {"total_steps": data.total_steps, "images_per_update": data.order.global_batch}
     stack.enter_context(
-        tracking(accelerator, display, run_dir, settings, log_with=names, project=project, tracker_id=tracker_id)
+        tracking(
+            accelerator,
+            display,
+            config.run_dir,
+            settings,
+            log_with=config.log_with,
+            project=config.wandb_project,
+            tracker_id=start.state.tracker_id,
+            step=start.state.step,
+        )
     )
     if data.note:
         display.say(data.note)

@@ -56,6 +56,7 @@ class Validation:
         self._callbacks = callbacks
         asked = context.config.eval_metrics
         self._metrics = (*asked, context.config.metric_for_best) if asked else ()
+        self.newest: float | None = None  # value of `metric_for_best`, of the evaluations of this process
 
     def evaluate(self, give_up: Callable[[], bool]) -> None:
         """Evaluate the loss on the held-out samples, and captions for `eval_captions` of them; log and keep both.
@@ -101,7 +102,7 @@ class Validation:
             display.say(f"  truth      {row.references[0]}\n  prediction {row.prediction}")
         if accelerator.is_main_process and has_tables(accelerator):
             self._log_table(result)
-        value = result.figures.get(config.metric_for_best)
+        value = self.newest = result.figures.get(config.metric_for_best)
         if step and value is not None:
             self._note_best(value)
         self._callbacks.evaluated(step, result)

@@ -60,7 +60,6 @@ def load(folder: Path, **flags: Any) -> TrainConfig:
         ({"run_name": ".."}, "run_name: must be the name of one folder, without slashes, not '..'"),
         ({"run_name": "runs/"}, "run_name: must be the name of one folder, without slashes, not 'runs/'"),
         ({"log_with": ("none", "jsonl")}, "log_with: none can't be combined with other trackers"),
-        ({"log_with": ("mlflow",)}, "log_with: should be 'wandb', 'tensorboard', 'jsonl' or 'none', not 'mlflow'"),
         (
             {"feature_cache": "memory", "freeze_vision": False},
             "feature_cache: memory keeps what a frozen vision tower makes; set freeze_vision: true",

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -176,7 +177,9 @@ def test_all_orientations_give_the_same_picture(tmp_path: Path, extension: str, 
     picture = load_pixels(ImageRef.at(path), (24, 60))  # not square: the turn comes after the squash
     assert picture.size == (48, 32)
     expected = to_pixels(load_image(ImageRef.at(path)), (24, 60))
-    assert (picture.pixels.int() - expected.int()).abs().max() <= 2
+    # Of the two passes of a squash Pillow 13 makes the cheaper one first, 12 always the horizontal one, however the
+    # picture lies; between them it rounds.
+    assert (picture.pixels.int() - expected.int()).abs().max() <= (4 if PIL.__version__.startswith("12.") else 2)
 
 
 def test_broken_exif_is_passed_over(tmp_path: Path) -> None:

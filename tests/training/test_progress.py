@@ -1,18 +1,20 @@
 """Updates whose numbers are none: skipped, named, and after too many of them the end."""
 
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.progress import Progress as RichProgress
 from safetensors.torch import load_file, save_file
 
 from florence2ner import UserError, train
 from florence2ner.data.batch import Window
 from florence2ner.demo import draw_dataset
-from florence2ner.display import Display
+from florence2ner.display import Bar, Display
 from florence2ner.engine.run_files import TrainState
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.training.context import Context
@@ -66,3 +68,30 @@ def test_a_loss_scale_that_is_being_found_is_no_bad_update(
         progress.count(Window(()), Update(**numbers, gradient_norm=math.inf, skipped=True, suspects=("a.png",)))
         assert (state.skipped_updates, state.skipped_in_a_row) == (5, 1)
     assert capsys.readouterr().err.count("not finite") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "epoch", "label"),
+    [
+        ({"epochs": 3}, "0.50/3", "eval"),
+        ({"max_steps": 9, "metric_for_best": "eval/exact_match"}, "0.50", "exact_match"),
+    ],
+)
+def test_the_bar_shows_epoch_loss_evaluation_and_speed(
+    make_config: MakeConfig, changes: dict[str, object], epoch: str, label: str
+) -> None:
+    context = Context(make_config(**changes), make_accelerator("no", seed=0), Display(is_main=True))
+    rich = RichProgress(disable=True)
+    progress = Progress(context, TrainState(), 4, Bar(rich, 9, 0), SimpleNamespace(last=None))
+    shown = []
+    for value in (None, 0.25, None):  # evaluations, of which one gave the metric
+        progress.note_evaluation(value)
+        progress.start_clock()
+        state = progress._state
+        state.samples_seen = 0
+        progress.count(Window(()), Update(loss_sum=2.0, tokens=1, samples=2, learning_rate=1e-3, gradient_norm=1.0))
+        progress.log()
+        shown.append(re.sub(r"images/s [\d.]+", "images/s N", rich.tasks[0].fields["figures"]))
+    before = f"epoch {epoch}  loss 2.0000  images/s N  lr 1.00e-03"
+    after = f"epoch {epoch}  loss 2.0000  {label} 0.2500  images/s N  lr 1.00e-03"
+    assert shown == [before, after, after]

@@ -378,7 +378,7 @@ def test_what_cannot_end_well_is_refused_before_any_work(
 ) -> None:
     (tmp_path / "FILE").write_text("no folder")
     changes = {key: tmp_path / "FILE" / "x" if value == "FILE" else value for key, value in changes.items()}
-    monkeypatch.setattr("florence2ner.engine.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("florence2ner.engine.tracking.get_available_trackers", lambda: [])
     before = files_in(tmp_path)
     with pytest.raises(UserError, match=message):
         train(make_config(**{"max_steps": 2, "run_name": "stopped", "resume": "latest"} | changes))
