@@ -258,9 +258,20 @@ def is_better(name: MetricName, value: float, best: float | None) -> bool:
     return METRICS[name].is_better(value, best)
 
 
+def label_of(name: str) -> str:
+    """A metric as people call it; of a figure that is no metric of ours its own name."""
+    metric = _known(name)
+    return metric.label if metric else name
+
+
+def _known(name: str) -> Metric | None:
+    metrics: Mapping[str, Metric] = METRICS  # type: ignore[assignment]
+    return metrics.get(name)
+
+
 def format_figure(name: str, value: float) -> str:
     """A figure as people read it: 0.4127, 15.99 or 43.8%."""
-    metric: Mapping[str, Metric] = METRICS  # type: ignore[assignment]
-    if name in metric and metric[name].percent:
+    metric = _known(name)
+    if metric and metric.percent:
         return f"{value:.1%}"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.4g}"

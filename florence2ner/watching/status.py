@@ -1,6 +1,5 @@
 """The status command: where a training run stands, as its files tell. Imports no torch."""
 
-import math
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -13,13 +12,14 @@ from rich.text import Text
 from florence2ner.chart import in_a_line
 from florence2ner.display import printable
 from florence2ner.errors import UserError
+from florence2ner.metrics.table import format_figure, label_of
 from florence2ner.watching.reading import Standing, find_run, read_run
 from florence2ner.watching.record import DONE, Record, how_to_resume
 
 WATCH_SECONDS = 2.0  # between two looks at the files
 _SPARKS = 60  # values of the loss that are drawn
 _SHOWN = 2  # captions
-_LABEL = 17  # width of the first column: eval perplexity
+_NARROWEST = 17  # of the first column, which lets the lines of most runs stay where they are
 
 
 def status(path: Path, *, watch: bool = False) -> None:
@@ -48,10 +48,12 @@ def status(path: Path, *, watch: bool = False) -> None:
 def describe(run: Standing, now: float) -> list[str]:
     """Where a run stands at `now` (Unix time in seconds), in lines for the user."""
     lines = [f"{run.run_dir.name}: {_state(run, now)}"]
-    lines += [f"{label:{_LABEL}}{text}" for label, text in (*_figures(run, now), *_files(run))]
+    rows = [*_figures(run, now), *_files(run)]
+    width = max(_NARROWEST, *(len(label) + 1 for label, _ in rows)) if rows else _NARROWEST
+    lines += [f"{label:{width}}{text}" for label, text in rows]
     if run.captions:
         step, captions = run.captions
-        lines.append(f"{'captions':{_LABEL}}at step {step}")
+        lines.append(f"{'captions':{width}}at step {step}")
         for truth, prediction in captions[:_SHOWN]:
             lines += [f"  truth      {' '.join(truth.split())}", f"  prediction {' '.join(prediction.split())}"]
     return lines
@@ -98,8 +100,8 @@ def _figures(run: Standing, now: float) -> Iterator[tuple[str, str]]:
         yield "ETA", _eta(run, record, now)
     for name, step in run.metrics.evaluated.items():
         best = run.metrics.best.get(name)
-        behind = f"; best {_number(best[0])} at step {best[1]}" if best else ""
-        yield name.replace("eval/", "eval ", 1), f"{_number(last[name])} at step {step}{behind}"
+        behind = f"; best {format_figure(name, best[0])} at step {best[1]}" if best else ""
+        yield f"eval {label_of(name)}", f"{format_figure(name, last[name])} at step {step}{behind}"
 
 
 def _step(run: Standing, record: Record | None) -> str:
@@ -130,10 +132,6 @@ def _files(run: Standing) -> Iterator[tuple[str, str]]:
 def _last_sign(run: Standing, otherwise: float) -> float:
     """When it wrote a line for the last time, in Unix time."""
     return max(run.metrics.steps[-1][1] if run.metrics.steps else 0.0, otherwise)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) and abs(value) < 1e4 else f"{value:.4g}"
 
 
 def _when(seconds: float) -> str:

@@ -51,7 +51,7 @@ def test_a_run_that_works_shows_all_there_is(tmp_path: Path) -> None:
     assert lines[4].startswith("ETA              0:00:12, 2023-")  # six steps of two seconds
     assert lines[5:] == [
         "eval loss        2.5000 at step 4; best 0.5000 at step 2",
-        "eval exact_match 0.4000 at step 4; best 0.4000 at step 4",
+        "eval exact match 40.0% at step 4; best 40.0% at step 4",
         "checkpoint       step-4; best step-2",
         "captions         at step 4",
         *("  truth      a red star", "  prediction a blue star") * 2,
