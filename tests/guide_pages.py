@@ -7,11 +7,17 @@ import ast
 from pathlib import Path
 
 from florence2ner.config.base import Config
-from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, TrainConfig
+from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, ReviewConfig, TrainConfig
 from florence2ner.metrics.table import METRICS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "florence2ner"
-COMMANDS = {"train": TrainConfig, "eval": EvalConfig, "caption": CaptionConfig, "inspect": InspectConfig}
+COMMANDS = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "caption": CaptionConfig,
+    "inspect": InspectConfig,
+    "review": ReviewConfig,
+}
 
 
 def settings_tables() -> str:

@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "display", "chart", "process", "metrics", "optim"), 0),
     **dict.fromkeys(("files", "config", "model", "guide"), 1),
     **dict.fromkeys(("engine", "data", "outputs"), 2),
-    **dict.fromkeys(("training", "watching", "evaluation", "captioning", "inspection"), 3),
+    **dict.fromkeys(("training", "watching", "evaluation", "captioning", "inspection", "review"), 3),
     **dict.fromkeys(("cli", "demo", "__main__"), 4),
 }
 STRANGERS = {("engine", part) for part in ("data", "model", "config", "outputs")}  # importer, imported

@@ -1,11 +1,18 @@
-"""The commands whose flags are the settings of a config model: train, schedule, eval, caption and inspect."""
+"""The commands whose flags are the settings of a config model: train, schedule, eval, caption, inspect, review."""
 
 from typing import Annotated
 
 import typer
 
 from florence2ner.cli.app import config_command
-from florence2ner.config.commands import CaptionConfig, EvalConfig, InspectConfig, ScheduleConfig, TrainConfig
+from florence2ner.config.commands import (
+    CaptionConfig,
+    EvalConfig,
+    InspectConfig,
+    ReviewConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from florence2ner.engine import launcher
 
 
@@ -84,3 +91,13 @@ def _inspect(config: InspectConfig) -> int:
     from florence2ner.inspection.inspect import inspect_dataset
 
     return 1 if inspect_dataset(config).breaks else 0
+
+
+@config_command(ReviewConfig, name="review")
+def _review(config: ReviewConfig) -> None:
+    """Look through images and captions on a local page: edit, accept, replace, tag, ask the model again."""
+    if not launcher.is_main():  # one page is enough
+        return
+    from florence2ner.review.server import review
+
+    review(config)

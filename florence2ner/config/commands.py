@@ -1,4 +1,4 @@
-"""The settings of train, schedule, eval, caption and inspect: which options each has, and checks across groups.
+"""The settings of train, schedule, eval, caption, inspect and review: which options each has, and checks across groups.
 
 Flags (`cli/flags.py`), YAML keys and the guide's tables are all made from these models.
 """
@@ -23,6 +23,7 @@ from florence2ner.config.options import (
     SamplingOptions,
 )
 from florence2ner.config.regularizing_options import AveragingOptions, RegularizationOptions
+from florence2ner.config.review_options import PageOptions, ReviewedModelOptions, ReviewedOptions
 from florence2ner.config.train_options import (
     ChartOptions,
     CheckpointOptions,
@@ -144,3 +145,7 @@ class InspectConfig(PlannedRunOptions, FindingsOptions, LengthOptions, Inspected
     """Settings of `florence2ner inspect`. A file of them may be a run's, whose other settings are passed over."""
 
     also_known: ClassVar[frozenset[str]] = frozenset(TrainConfig.model_fields)
+
+
+class ReviewConfig(PageOptions, SamplingOptions, GenerationOptions, ReviewedModelOptions, ReviewedOptions):
+    """Settings of `florence2ner review`."""

@@ -98,6 +98,9 @@ class ReadingOptions(TaskOptions):
     allow_outside: bool = option(
         False, "Let a table or a COCO file name images that are outside of the dataset's folder."
     )
+    only_accepted: bool = option(
+        False, "Use only captions that were accepted in `review`, and are as they were then; all others are left out."
+    )
 
 
 class LengthOptions(Config):

@@ -110,6 +110,8 @@ def _resolve(root: DatasetRoot, defaults: ReadingOptions, name: str) -> Root:
     if isinstance(path, str):
         if options.layout not in ("auto", "shards"):
             raise ValueError(f"{path} means tar shards, which have no layout {options.layout}: leave that out")
+        if options.only_accepted:
+            raise ValueError(f"{path} means tar shards, which review doesn't show: leave out only_accepted")
         options = options.model_copy(update={"layout": "shards"})
         return Root(Path(path), options, root.weight, name, path)
     if is_on_hub(path) and options.layout != "huggingface":

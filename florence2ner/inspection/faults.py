@@ -30,6 +30,7 @@ _ADVICE: dict[str, tuple[Severity, str]] = {
     "caption-in-no-task": ("hurts", "move them into the folder of their task"),
     "faulty-answer": ("hurts", "mend them: `florence2ner guide training` shows how answers are written"),
     "row-without-image": ("hurts", "fetch the images, or take their rows out"),
+    "not-accepted": ("note", "`florence2ner review` shows them, for you to accept or to mend"),
     "near-duplicate-of-eval": ("hurts", "the evaluation would flatter a model that was trained on them; take them out"),
 }
 

@@ -1,16 +1,14 @@
 """An inspection as an HTML page in one file, with pictures of the worst cases. It loads nothing and runs no script."""
 
 import base64
-import io
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
-from florence2ner.data.pictures import ImageError, decode, finish, reasons
+from florence2ner.data.pictures import ImageError
 from florence2ner.data.samples import ImageRef
+from florence2ner.data.thumbnails import make_thumbnail
 from florence2ner.inspection.findings import SEVERITIES, Example, Finding, Histogram, Inspection, Severity, plain
 from florence2ner.inspection.tables import NAMES, verdict
 
@@ -160,21 +158,9 @@ class _Thumbnails:
         if self._left <= 0:
             return ""
         try:
-            data = _thumbnail(image, self._max_pixels)
+            data = make_thumbnail(image, _THUMBNAIL, max_pixels=self._max_pixels)
         except ImageError:
             return ""
         source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         self._left -= len(source)
         return f'<img alt="{_text(image.key)}" src="{source}">'
-
-
-def _thumbnail(image: ImageRef, max_pixels: int) -> bytes:
-    """A JPEG of the upright picture. Raises ImageError where it can't be read."""
-    with reasons(image):
-        decoded = decode(image, max_pixels, at_least=(_THUMBNAIL, _THUMBNAIL))
-        scale = min(1.0, _THUMBNAIL / max(decoded.size))
-        size = (max(1, round(decoded.size[0] * scale)), max(1, round(decoded.size[1] * scale)))
-        small = finish(decoded.image.resize(size, Image.Resampling.BICUBIC, decoded.box), decoded)
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=75)
-        return file.getvalue()

@@ -9,7 +9,7 @@ from florence2ner.data.layouts import coco, huggingface, ocr, pairs, shards, tab
 from florence2ner.data.samples import Discovery, Side
 from florence2ner.errors import UserError
 
-_KINDS = {
+KINDS = {
     "files": "images with caption files beside them",
     "tasks": "captions in folders named by their task",
     "table": "a table of images and captions",
@@ -39,10 +39,11 @@ def choose_layout(root: Path, options: ReadingOptions) -> str:
     }
     found = [name for name, fit in fits.items() if fit]
     # Label files look like caption files, so that one reading is as good as none.
-    if found and not {"yolo", "ocr"}.intersection(found) and _files(root, options).samples:
+    anything = options.model_copy(update={"only_accepted": False})
+    if found and not {"yolo", "ocr"}.intersection(found) and _files(root, anything).samples:
         found.append("files")
     if len(found) > 1:
-        readings = " and as ".join(f"{_KINDS[name]} (--layout {name})" for name in found)
+        readings = " and as ".join(f"{KINDS[name]} (--layout {name})" for name in found)
         raise UserError(f"{root} reads as {readings}: choose one")
     return found[0] if found else "files"
 
@@ -83,12 +84,17 @@ def discover(root: Root, *, folder: Path | None = None) -> Discovery:
         found = replace(found, samples=tuple(samples))
     if root.shards:  # which says itself what it is
         return found
-    return replace(found, notes=(f"{root.name or 'the dataset'} is read as {_KINDS[layout]}", *found.notes))
+    return replace(found, notes=(f"{root.name or 'the dataset'} is read as {KINDS[layout]}", *found.notes))
 
 
 def _in_layout(layout: str, root: Path, options: ReadingOptions, folder: Path | None) -> Discovery:
     if layout == "files":
         return _files(root, options, folder=folder)
+    if options.only_accepted:
+        raise UserError(
+            f"{root} is read as {KINDS[layout]}, but --only-accepted is about those in files beside images, which "
+            "`florence2ner review` shows: leave it out"
+        )
     match layout:
         case "tasks":
             return tasks.discover(root, options, folder=folder)
@@ -109,7 +115,7 @@ def no_samples(folder: Path, found: Discovery, options: ReadingOptions, layout: 
         nothing, torn = pairs.no_captions(folder, found, options.caption_extension), tables.unreadable(folder)
         return UserError(f"{nothing}; or was a table meant? {torn}") if torn else nothing
     left_out = "; ".join(replace(found, notes=found.notes[1:]).report())
-    return UserError(f"no image with a caption in {folder}, read as {_KINDS[layout]}{left_out and f' ({left_out})'}")
+    return UserError(f"no image with a caption in {folder}, read as {KINDS[layout]}{left_out and f' ({left_out})'}")
 
 
 def _files(root: Path, options: ReadingOptions, *, folder: Path | None = None) -> Discovery:
@@ -119,4 +125,5 @@ def _files(root: Path, options: ReadingOptions, *, folder: Path | None = None) -
         folder=folder,
         extensions=options.caption_extension,
         lines=options.caption_lines,
+        only_accepted=options.only_accepted,
     )

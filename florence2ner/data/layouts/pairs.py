@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from florence2ner.config.options import CaptionLines
+from florence2ner.data.accepted import Accepted
 from florence2ner.data.formats import (
     ALL_EXTENSIONS,
     CAPTION_EXTENSION,
@@ -15,9 +16,11 @@ from florence2ner.data.formats import (
     list_files,
     walk_files,
 )
-from florence2ner.data.samples import Discovery, ImageRef, Refused, Sample
+from florence2ner.data.samples import Discovery, Fault, ImageRef, Refused, Sample
 from florence2ner.errors import UserError
 from florence2ner.files import read_regular
+
+NOT_ACCEPTED = "not-accepted"  # kind of a fault
 
 
 def discover_samples(
@@ -27,23 +30,26 @@ def discover_samples(
     folder: Path | None = None,
     extensions: Sequence[str] = (CAPTION_EXTENSION,),
     lines: CaptionLines = "whole",
+    only_accepted: bool = False,
 ) -> Discovery:
     """Pair every image of the dataset in `root` with the caption files of the same stem beside it.
 
     Caption files have one of the `extensions`, in upper or lower case. Each is one caption as a whole, or with `lines`
     each of its lines is one; blank ones count as none. Of an image with several captions, each makes a sample; "first"
     leaves all but the first out, and with "random" one sample holds them all. `folder` below `root` restricts the
-    search to that folder; keys stay relative to `root`. Captions that can't be read are for the caller to refuse.
-    Raises UserError for the extension of images.
+    search to that folder; keys stay relative to `root`. Captions that can't be read are for the caller to refuse. With
+    `only_accepted`, caption files that were not accepted in a review, or are not what they were then, are left out.
+    Raises UserError for the extension of images, and where nothing was accepted.
     """
     _check_extensions(extensions)
     left_out, refused = LeftOut(), Refused()
+    accepted, not_accepted = Accepted(root) if only_accepted else None, dict[Path, None]()
     samples: list[Sample] = []
     without_caption: list[Path] = []
     without_image: list[Path] = []
     endings = {extension.lower() for extension in extensions}
     for place, names in walk_files(folder or root, ALL_EXTENSIONS | endings, left_out):
-        captions = _by_stem(names, extensions)
+        captions = by_stem(names, extensions)
         unused = {name for of_stem in captions for name in of_stem.values()}
         for name in names:
             stem, ending = os.path.splitext(name)
@@ -51,17 +57,28 @@ def discover_samples(
                 continue
             files = [of_stem[stem] for of_stem in captions if stem in of_stem]
             unused.difference_update(files)
-            image, texts = place / name, captions_in([place / file for file in files], lines, refused)
-            if not texts:
+            image, paths = place / name, [place / file for file in files]
+            if accepted and (others := [path for path in paths if not _is_accepted(path, accepted)]):
+                not_accepted |= dict.fromkeys(others)
+                paths = [path for path in paths if path not in others]
+            texts = captions_in(paths, lines, refused)
+            if not texts and (paths or not files):
                 without_caption.append(image)
             samples += make_samples(ImageRef.below(root, image), task_prompt, texts, lines)
         without_image += (place / name for name in sorted(unused))
+    missed = tuple(map(str, not_accepted))
+    if accepted and not samples:
+        raise UserError(
+            f"no caption in {folder or root} was accepted: accept some in `florence2ner review {root}`, or leave out "
+            "--only-accepted"
+        )
     return Discovery(
         tuple(samples),
         tuple(without_caption),
         tuple(without_image),
         left_out=left_out,
         refused=refused,
+        faults=(Fault(NOT_ACCEPTED, "captions were not accepted and are left out", missed),) if missed else (),
     )
 
 
@@ -102,7 +119,7 @@ def caption_files(folder: Path, extensions: Sequence[str], left_out: LeftOut | N
     folders = walk_files(folder, {extension.lower() for extension in extensions}, left_out)
     files: dict[str, dict[Path, Path]] = {extension: {} for extension in extensions}
     for place, names in folders:
-        for of_extension, of_stem in zip(files.values(), _by_stem(names, extensions), strict=True):
+        for of_extension, of_stem in zip(files.values(), by_stem(names, extensions), strict=True):
             of_extension |= {place / stem: place / name for stem, name in of_stem.items()}
     return files
 
@@ -112,12 +129,17 @@ def _check_extensions(extensions: Sequence[str]) -> None:
         check_caption_extension(extension)
 
 
-def _by_stem(names: Sequence[str], extensions: Sequence[str]) -> list[dict[str, str]]:
+def by_stem(names: Sequence[str], extensions: Sequence[str]) -> list[dict[str, str]]:
     """For each extension the names that have it, by what stands before it."""
     return [
         {name[: -len(extension)]: name for name in names if name.lower().endswith(extension.lower())}
         for extension in extensions
     ]
+
+
+def _is_accepted(path: Path, accepted: Accepted) -> bool:
+    """Whether a caption file was accepted as it is. One that can't be read is not what was accepted."""
+    return bool(text := _read_caption(path, Refused())) and accepted.has(path, text)
 
 
 def captions_in(paths: Sequence[Path], lines: CaptionLines, refused: Refused) -> list[str]:
