@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Some containers forbid Python to keep what it has compiled: each start then takes half a minute instead of ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup deepspeed bytecode demo test test-multinode lint format typecheck bench gpu clean
+.PHONY: setup deepspeed bytecode demo test test-multinode lint format typecheck bench gpu screenshots clean
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ bench: setup
 
 gpu: setup
 	FLORENCE2NER_FIGURES=benchmarks/gpu.json $(BIN)/python -m pytest tests/gpu
+
+# The pictures of the README and the guide; needs chromium.
+screenshots: setup
+	$(BIN)/python -m tests.screenshots
 
 clean:
 	rm -rf $(VENV) florence2ner-demo benchmarks build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

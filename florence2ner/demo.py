@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 
 from florence2ner.captioning.caption import caption
 from florence2ner.config.commands import CaptionConfig, EvalConfig, TrainConfig
+from florence2ner.config.options import check_page
 from florence2ner.data.formats import sidecar_of
 from florence2ner.data.layouts.pairs import read_captions
 from florence2ner.errors import UserError
 from florence2ner.evaluation.evaluate import evaluate
+from florence2ner.files import check_writable
 from florence2ner.model.checkpoints.scratch import init_model
 from florence2ner.training.train import train
 
@@ -38,13 +40,18 @@ TRAIN_IMAGES, EVAL_IMAGES, SHOWN = 1024, 128, 12
 GOOD_ENOUGH = 0.7  # share of captions of held-out images that must be exactly right
 
 
-def demo(directory: Path) -> None:
+def demo(directory: Path, report: Path | None = None) -> None:
     """Run the demo in a new folder `directory`, which stays for the user to look at.
 
-    Raises UserError when the folder exists, and when fewer than 70% of the held-out images get exactly their caption.
+    `report`: the file for the page of its evaluation; None: report.html in that folder.
+
+    Raises UserError when the folder exists, when the report can't be written, and when fewer than 70% of the held-out
+    images get exactly their caption.
     """
     if directory.exists():
         raise UserError(f"{directory} exists already: delete it or name another folder")
+    if report:
+        _check_report(report)
     start = time.perf_counter()
     photos, unseen, model = directory / "photos", directory / "unseen", directory / "tiny-model"
     draw_dataset(photos / "train", TRAIN_IMAGES, seed=1)
@@ -74,9 +81,9 @@ def demo(directory: Path) -> None:
             log_with=("jsonl",),
         )
     ).checkpoint
-    results = directory / "results.json"
+    results, report = directory / "results.json", report or directory / "report.html"
     generation = {"model_name": str(checkpoint), "max_new_tokens": 32, "batch_size": 64}
-    result = evaluate(EvalConfig(dataset_path=photos / "eval", output=results, show=0, **generation))
+    result = evaluate(EvalConfig(dataset_path=photos / "eval", output=results, report=report, show=0, **generation))
     caption(CaptionConfig(paths=(unseen,), **generation))
 
     truth = json.loads((unseen / "truth.json").read_text(encoding="utf-8"))
@@ -87,10 +94,19 @@ def demo(directory: Path) -> None:
         )
     print(
         f"{result.exact_match:.0%} of {EVAL_IMAGES} captions of unseen images are exactly right; "
-        f"{time.perf_counter() - start:.0f} s. Look around in {directory}"
+        f"{time.perf_counter() - start:.0f} s. Look around in {directory}, at {report} first"
     )
     if result.exact_match is None or result.exact_match < GOOD_ENOUGH:
         raise UserError(f"the demo should get at least {GOOD_ENOUGH:.0%} of them right")
+
+
+def _check_report(report: Path) -> None:
+    """Raise UserError where the page can't be written."""
+    try:
+        check_page(report)
+    except ValueError as error:
+        raise UserError(f"--report {report}: {error}") from None
+    check_writable(report.parent, "choose another --report")
 
 
 def draw_dataset(directory: Path, count: int, *, seed: int, captions: bool = True) -> None:

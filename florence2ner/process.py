@@ -1,9 +1,14 @@
-"""This process as other processes can name it, and whether one that was named so still runs."""
+"""This process: the cores it may use, how other processes can name it, and whether one named so still runs."""
 
 import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: under Slurm, or `docker --cpuset-cpus`, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def name_of_this() -> str:

@@ -69,3 +69,15 @@ def test_a_folder_that_exists_is_refused_and_left_as_it_is(tmp_path: Path) -> No
     with pytest.raises(FileExistsError):
         draw_dataset(tmp_path, 1, seed=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"), [("page.txt", r"must end in \.html"), ("file/page.html", "choose another --report")]
+)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    tmp_path: Path, report: str, reason: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=reason):
+        demo(tmp_path / "new", tmp_path / report)
+    assert not (tmp_path / "new").exists()

@@ -21,11 +21,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     **dict.fromkeys(("errors", "display", "chart", "process", "metrics", "optim"), 0),
     **dict.fromkeys(("files", "config", "model", "guide"), 1),
-    **dict.fromkeys(("engine", "data", "outputs"), 2),
+    **dict.fromkeys(("engine", "data", "outputs", "report"), 2),
     **dict.fromkeys(("training", "watching", "evaluation", "captioning", "inspection", "review"), 3),
     **dict.fromkeys(("cli", "demo", "__main__"), 4),
 }
-STRANGERS = {("engine", part) for part in ("data", "model", "config", "outputs")}  # importer, imported
+STRANGERS = {("engine", part) for part in ("data", "model", "config", "outputs", "report")}  # importer, imported
 KNOW_ACCELERATE = {"engine", "training", "evaluation", "captioning"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # of modules that have another name
 LONGEST_FUNCTION, LONGEST_FILE, MOST_FIELDS = 60, 350, 8
@@ -226,5 +226,7 @@ def test_every_link_leads_somewhere() -> None:
             if not target.startswith("http"):
                 found = page.parent / target if target else page
                 assert found.exists(), f"{page.name}: [{before.rpartition('[')[2]}]({target})"
-                titles = [line.lstrip("# ").lower().replace(" ", "-") for line in found.read_text().splitlines()]
-                assert not anchor or anchor in titles, f"{page.name}: {target}#{anchor}"
+                if anchor:
+                    lines = found.read_text(encoding="utf-8").splitlines()
+                    titles = [line.lstrip("# ").lower().replace(" ", "-") for line in lines]
+                    assert anchor in titles, f"{page.name}: {target}#{anchor}"

@@ -221,6 +221,8 @@ def check_places(config: CaptionConfig) -> None:
         # Here already, as a run that holds its output would be told that somebody else does.
         if config.output and os.path.realpath(config.failures) == os.path.realpath(config.output):
             raise UserError(f"--failures {config.failures} is the output, too: name another file")
+    if config.report:
+        check_writable(config.report.parent, "choose another --report")
     if config.output_dir:
         check_writable(config.output_dir, "choose another --output-dir")
     if config.output and str(config.output) != STANDARD_OUTPUT:

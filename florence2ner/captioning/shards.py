@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, ShardPlan
+from florence2ner.captioning.report import write_report
 from florence2ner.captioning.worker import GO_ON, Worker, summarise
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.config.options import ReadingOptions
@@ -75,6 +76,7 @@ def run_shards(config: CaptionConfig, plan: ShardPlan | None, display: Display) 
             remove_lock(config.failures)
         if not stopped_by:
             plan.finish()
+    write_report(config, worker.gallery, display)
     summary = _summarise(config, worker, shards, time.perf_counter() - start)
     if stopped_by:
         message = f"stopped by signal {stopped_by}: what is captioned is on the disk; {GO_ON}"

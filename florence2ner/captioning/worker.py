@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from florence2ner.captioning.asking import Asker
 from florence2ner.captioning.plan import CaptionPlan, CaptionSummary, text_style
+from florence2ner.captioning.report import write_report
 from florence2ner.captioning.watch import Watch
 from florence2ner.config.commands import CaptionConfig
 from florence2ner.data.batch import Batch, Window
@@ -38,6 +39,8 @@ from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task
 from florence2ner.outputs.answers import Answer, Content, Failure, Question, Record
 from florence2ner.outputs.forms import json_line
+from florence2ner.report.captions import Gallery
+from florence2ner.report.thumbnails import MOST_PICTURES
 
 _SIGPIPE = 13  # Windows has no name for it
 _NAMED = 10  # most failed images named while a process runs, and most lines of a kind in the summary
@@ -76,6 +79,7 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
         plan.output.finish()
         if config.failures:
             remove_lock(config.failures)
+    write_report(config, worker.gallery, display)
     if stopped_by == _SIGPIPE:
         raise BrokenPipeError
     summary = summarise(
@@ -167,6 +171,8 @@ class Worker:
         self.asker = Asker(self.captioner, config, seed=config.seed, batch_size=batch_size, notify=display.warn)
         self.style = text_style(config)
         self.batch = AdaptiveBatch(batch_size, display.warn)
+        most = -(-MOST_PICTURES // accelerator.num_processes)
+        self.gallery = Gallery(most, max_pixels=config.max_pixels) if config.report else None
 
     def caption(self, plan: CaptionPlan) -> int | None:
         """Caption images of the plan until all processes are done. Returns the signal that stopped them, if any.
@@ -224,6 +230,10 @@ class Worker:
             except BrokenPipeError:  # as a signal, so that the other processes stop, too
                 self.signals.received = _SIGPIPE
             self._note(plan, batch, records, dict(refused))
+            if self.gallery is not None:
+                kept = {images[index].path: images[index] for index in batch.indices}
+                for record in records:
+                    self.gallery.add(kept[record.image], record.size, record.answers)
             queue.add("done", len(batch.indices))
             show()
             return self.signals.tell(queue) is not None

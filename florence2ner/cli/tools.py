@@ -82,11 +82,14 @@ def _demo(
     directory: Annotated[Path, typer.Argument(help="Folder for the pictures, the model and its captions.")] = Path(
         "florence2ner-demo"
     ),
+    report: Annotated[
+        Path | None, typer.Option(help="File for the page of its evaluation. none: report.html in the folder.")
+    ] = None,
 ) -> None:
     """Watch a tiny Florence-2 learn to caption drawn shapes, in a few minutes on a CPU."""
     from florence2ner.demo import demo
 
-    demo(directory)
+    demo(directory, report)
 
 
 @app.command("guide")

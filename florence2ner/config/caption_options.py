@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import EXTENSION_PATTERN, MAX_PIXELS, UserPath, check_file
+from florence2ner.config.options import EXTENSION_PATTERN, MAX_PIXELS, PageFile, UserPath, check_file
 from florence2ner.config.roots import is_shard_text
 
 
@@ -101,6 +101,11 @@ class OutputOptions(Config):
         False,
         "In a .csv, put ' in front of a cell that begins with =, +, - or @, which a spreadsheet would take for a "
         "formula.",
+    )
+    report: PageFile | None = option(
+        None,
+        "File for a page of the images that this run captions, those that look wrong first, as HTML in one piece; "
+        "of at most 5,000 images.",
     )
     failures: UserPath | None = option(
         None, "File for the images that could not be captioned, with the reasons, as JSON Lines."

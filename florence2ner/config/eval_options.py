@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
-from florence2ner.config.options import ReadingOptions, UserPath, check_file
+from florence2ner.config.options import PageFile, ReadingOptions, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots, Root, resolve_roots
 
 
@@ -38,6 +38,9 @@ class ReportOptions(Config):
     panel: ClassVar[str] = "Output"
 
     output: UserPath | None = option(None, "File for all figures and captions, as JSON.")
+    report: PageFile | None = option(
+        None, "File for a page with scores, intervals and every caption beside the truth, as HTML in one piece."
+    )
     show: int = option(12, "Captions shown beside the truth in the table.", ge=0)
 
     @field_validator("output")

@@ -7,7 +7,7 @@ from pydantic import field_validator, model_validator
 
 from florence2ner.config.base import Config, option
 from florence2ner.config.metric_options import EvaluationOptions
-from florence2ner.config.options import MAX_PIXELS, DatasetFolder, UserPath, check_file
+from florence2ner.config.options import MAX_PIXELS, DatasetFolder, PageFile, UserPath, check_file
 from florence2ner.config.roots import DatasetRoots
 from florence2ner.config.train_options import (
     BatchSize,
@@ -57,23 +57,16 @@ class FindingsOptions(Config):
     json_file: UserPath | None = option(
         None, "File for all findings and figures, as JSON; - for standard output.", flag="--json"
     )
-    report: UserPath | None = option(None, "File for a page with pictures and histograms, as HTML in one piece.")
+    report: PageFile | None = option(None, "File for a page with pictures and histograms, as HTML in one piece.")
     fix: bool = option(
         False, "Print shell commands that mend what can be mended. Nothing is changed until you run them."
     )
 
-    @field_validator("json_file", "report")
+    @field_validator("json_file")
     @classmethod
     def _is_a_file(cls, value: Path | None) -> Path | None:
         if value is not None and str(value) != "-":
             check_file(value, "findings.json")
-        return value
-
-    @field_validator("report")
-    @classmethod
-    def _report_has_its_ending(cls, value: Path | None) -> Path | None:
-        if value is not None and value.suffix.lower() not in {".html", ".htm"}:
-            raise ValueError("must end in .html")
         return value
 
     @model_validator(mode="after")

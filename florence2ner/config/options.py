@@ -26,7 +26,16 @@ def check_file(path: Path, example: str) -> None:
         raise ValueError(f"{path} is {what}; name a file, such as {example}")
 
 
+def check_page(path: Path) -> Path:
+    """The path, where it can be that of a page. Raises ValueError where it can't."""
+    check_file(path, "report.html")
+    if path.suffix.lower() not in {".html", ".htm"}:
+        raise ValueError("must end in .html")
+    return path
+
+
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+PageFile = Annotated[UserPath, AfterValidator(check_page)]  # for a report
 DatasetFolder = Annotated[UserPath, AfterValidator(_require_folder)]
 _HUB_ID = re.compile(r"[\w.-]*\w/\w[\w.-]*")
 

@@ -1,6 +1,5 @@
 """Loads samples as windows of batches; DataLoader workers decode images ahead of the device where that helps."""
 
-import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from florence2ner.data.samples import Sample
 from florence2ner.data.tags import CaptionRule
 from florence2ner.engine import launcher
 from florence2ner.model.inputs import Features
+from florence2ner.process import usable_cores
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Workers:
         That is one worker per core that this process has a share in, at most 8, beside a GPU; and none beside a CPU,
         whose cores the model itself keeps busy.
         """
-        cores = _cores() // launcher.local_processes()
+        cores = usable_cores() // launcher.local_processes()
         chosen = 0 if device.type == "cpu" else min(8, max(1, cores))
         return cls(
             processes=chosen if processes is None else processes,
@@ -50,11 +50,6 @@ class Workers:
 
 
 NO_WORKERS = Workers()
-
-
-def _cores() -> int:
-    """The cores that this process may use: under Slurm, or `docker --cpuset-cpus`, fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class TrainLoader:

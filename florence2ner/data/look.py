@@ -1,7 +1,6 @@
 """Looks at every image once: can it be decoded, its size, its digest and a perceptual hash. Imports no torch."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image
 
 from florence2ner.data.pictures import QUARTER_TURNS, ImageError, decode, finish, reasons
 from florence2ner.data.samples import ImageRef
+from florence2ner.process import usable_cores
 
 COARSE = 8  # side of the coarse picture that goes with a perceptual hash, in pixels
 _SIDE = 32  # of the picture that the hash is computed from, in pixels
@@ -43,7 +43,7 @@ def look_at_all(images: Iterable[ImageRef], *, max_pixels: int, threads: int | N
 
     Threads do, as Pillow decodes without the GIL. At most a few images per thread are in memory at a time.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_cores()
     waiting: deque[Future[Look]] = deque()
     images = iter(images)
     pool = ThreadPoolExecutor(threads)

@@ -20,6 +20,7 @@ from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
 from florence2ner.evaluation.compare import Comparison, compare
+from florence2ner.evaluation.report import short_names, write_report
 from florence2ner.evaluation.result import Evaluation, as_json
 from florence2ner.evaluation.samples import evaluate_samples
 from florence2ner.evaluation.shown import print_comparison, print_evaluation
@@ -49,8 +50,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
         display.say(f"note: {note}")
     if doubt := doubt_about(config.task_prompt):
         display.warn_once(doubt)
-    if config.output:
-        check_writable(config.output.parent, "choose another --output")
+    for file, flag in ((config.output, "--output"), (config.report, "--report")):
+        if file:
+            check_writable(file.parent, f"choose another {flag}")
     folders, found = _discover(config, display)
     wanted = [config.model_name, config.against] if config.against else [config.model_name]
     names = broadcast_object_list([find_model(name) for name in wanted])  # a run that goes on may find a better one
@@ -63,6 +65,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
         result = replace(result, comparison=compare(results[1].rows, result.rows, config.eval_metrics))
     if accelerator.is_main_process:
         _report(config, result, names, folders)
+        if config.report:
+            write_report(config, result, names, found)
+            display.say(f"the report is in {config.report}")
     accelerator.wait_for_everyone()
     return result
 
@@ -118,7 +123,7 @@ def _report(config: EvalConfig, result: Evaluation, names: list[str], folders: l
     """Print the result, and write it where that was asked for."""
     print_evaluation(result, show=0 if result.comparison else config.show)
     if result.comparison:
-        before, after = _short_names(names[1], names[0])
+        before, after = short_names(names[1], names[0])
         print_comparison(
             result.comparison, before=before, after=after, show=config.show, by=_compared_by(config, result.comparison)
         )
@@ -134,16 +139,6 @@ def _compared_by(config: EvalConfig, found: Comparison) -> MetricName:
     known = {entry.metric for entry in found.differences if entry.wins + entry.losses + entry.ties}
     likely: tuple[MetricName, ...] = ("eval/cider", "eval/map", "eval/cer", "eval/exact_match", "eval/loss")
     return next(name for name in (*config.eval_metrics, *likely) if name in known)
-
-
-def _short_names(first: str, second: str) -> tuple[str, str]:
-    """The shortest ends of two paths that differ."""
-    parts = Path(first).parts, Path(second).parts
-    for count in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(each[-count:]) for each in parts]
-        if ends[0] != ends[1]:
-            return ends[0], ends[1]
-    return first, second
 
 
 def _discover(config: EvalConfig, display: Display) -> tuple[list[str], tuple[Sample, ...]]:

@@ -25,6 +25,12 @@ def read_rows(run_dir: Path, step: int) -> tuple[Row, ...]:
     return rows_from_json(json.loads(_path(run_dir, step).read_text(encoding="utf-8")))
 
 
+def read_figures(run_dir: Path, step: int) -> dict[str, float]:
+    """The metrics of an evaluation."""
+    figures: dict[str, float] = json.loads(_path(run_dir, step).read_text(encoding="utf-8"))["figures"]
+    return figures
+
+
 def rewind_records(run_dir: Path, step: int) -> None:
     """Remove evaluations of later steps than `step`, since a resumed run makes them again."""
     for later in recorded_steps(run_dir):

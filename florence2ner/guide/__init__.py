@@ -13,6 +13,7 @@ _ORDER = (
         "resume",
         "evaluation",
         "captioning",
+        "report",
         "review",
         "tracking",
         "lora",

@@ -1,6 +1,5 @@
 """An inspection as an HTML page in one file, with pictures of the worst cases. It loads nothing and runs no script."""
 
-import base64
 import re
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -8,9 +7,10 @@ from pathlib import Path
 
 from florence2ner.data.pictures import ImageError
 from florence2ner.data.samples import ImageRef
-from florence2ner.data.thumbnails import make_thumbnail
 from florence2ner.inspection.findings import SEVERITIES, Example, Finding, Histogram, Inspection, Severity, plain
 from florence2ner.inspection.tables import NAMES, verdict
+from florence2ner.report.page import base_style, skeleton
+from florence2ner.report.thumbnails import thumbnail
 
 _TILES: dict[Severity, str] = {"breaks": "break training", "hurts": "hurt it", "note": "to know of"}
 _STYLE = Path(__file__).with_name("page.css")
@@ -43,19 +43,7 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
     lines = [*(_text(note, 1000) for note in found.notes), *map(_sentence, found.unchecked)]
     unchecked = "".join(f'<p class="unchecked">{line}</p>' for line in lines)
     roots = [*map(_text, found.roots), *(f"{_text(root)} (evaluated on)" for root in found.eval_roots)]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{_text(name)}: inspection of a dataset</title>
-<style>
-{_STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<header class="top">
+    body = f"""<header class="top">
 <p class="tool">florence2ner inspect</p>
 <h1>{_text(name)}</h1>
 <p class="path">{"<br>".join(roots)}</p>
@@ -75,10 +63,11 @@ def build_page(found: Inspection, *, max_pixels: int) -> str:
 <h2>Histograms</h2>
 <div class="histograms">{histograms}</div>
 </section>
-</main>
-</body>
-</html>
-"""
+</main>"""
+    # A bar's width is a class: an attribute with a style would need a policy that allows any.
+    widths = "".join(f".w{percent} {{ width: {percent}%; }}\n" for percent in range(101))
+    own = _STYLE.read_text(encoding="utf-8")
+    return skeleton(title=f"{plain(name)}: inspection of a dataset", style=base_style() + own + widths, body=body)
 
 
 def _text(text: str, limit: int = _LONGEST) -> str:
@@ -140,7 +129,8 @@ def _histogram(histogram: Histogram) -> str:
     rows = []
     for position, (label, number) in enumerate(histogram.bins):
         beyond = " beyond" if histogram.beyond is not None and position >= histogram.beyond and number else ""
-        bar = f'<span class="bar{beyond}" style="width:{100 * number / most:.1f}%"></span>'
+        percent = -(-100 * number // most)  # rounded up, so that one of many is seen
+        bar = f'<span class="bar{beyond} w{percent}"></span>'
         rows.append(f'<tr><th scope="row">{_text(label)}</th><td class="track">{bar}</td><td>{number}</td></tr>')
     title = f"{_text(histogram.title)} <span>in {_text(histogram.unit)}</span>"
     return f"<table><caption>{title}</caption>{''.join(rows)}</table>"
@@ -158,9 +148,8 @@ class _Thumbnails:
         if self._left <= 0:
             return ""
         try:
-            data = make_thumbnail(image, _THUMBNAIL, max_pixels=self._max_pixels)
+            source = thumbnail(image, side=_THUMBNAIL, max_pixels=self._max_pixels)
         except ImageError:
             return ""
-        source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
         self._left -= len(source)
         return f'<img alt="{_text(image.key)}" src="{source}">'

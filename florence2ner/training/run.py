@@ -14,6 +14,7 @@ from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
 from florence2ner.training.progress import Progress
+from florence2ner.training.report import RunReport
 from florence2ner.training.run_folder import Start, resume_command
 from florence2ner.training.saving import Checkpoints
 from florence2ner.training.setup import TrainData
@@ -35,6 +36,7 @@ class Run:
     validation: Validation
     checkpoints: Checkpoints
     callbacks: Callbacks
+    report: RunReport
 
     def go(self, loader: Iterable[Window]) -> None:
         """Evaluate before the first update, if that is asked for or still due, then run the loop.
@@ -135,6 +137,7 @@ def assemble(
     timetable = Timetable(data.total_steps, config.log_every, config.eval_steps, config.save_steps)
     resumed_from = state.step if start.checkpoint else None
     checkpoints = Checkpoints(context, captioner, step, card, callbacks, resumed_from=resumed_from)
+    report = RunReport(context, state, data.total_steps, data.split.eval)
     return Run(
         context=context,
         state=state,
@@ -142,7 +145,8 @@ def assemble(
         signals=signals,
         step=step,
         progress=Progress(context, state, data.order.epoch_size, bar, checkpoints),
-        validation=Validation(context, state, timetable, captioner, data.split.eval, features, card, callbacks),
+        validation=Validation(context, state, timetable, captioner, data.split.eval, features, card, callbacks, report),
         checkpoints=checkpoints,
         callbacks=callbacks,
+        report=report,
     )

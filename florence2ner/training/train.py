@@ -58,7 +58,7 @@ from florence2ner.training.setup import (
 )
 from florence2ner.training.step import LESS_MEMORY
 from florence2ner.training.streaming import settle_lanes, stream_order
-from florence2ner.training.verdict import check_wanted_metrics, tell_whether_better
+from florence2ner.training.verdict import check_wanted_metrics
 from florence2ner.watching.record import recording
 
 
@@ -118,7 +118,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> TrainRe
         write_merged(context)
         last = run.checkpoints.last
         assert last is not None
-        comparison = tell_whether_better(context, state)
+        comparison = run.report.conclude()
         context.display.say(f"done: {last}")
         result = result_of(context, state, last, comparison)
     push_best(context)

@@ -18,6 +18,7 @@ from florence2ner.model.captioner import Captioner
 from florence2ner.training.callbacks import Callbacks
 from florence2ner.training.card import ModelCard
 from florence2ner.training.context import Context
+from florence2ner.training.report import RunReport
 from florence2ner.training.timetable import Timetable
 
 _TOLD: tuple[MetricName, ...] = (
@@ -45,6 +46,7 @@ class Validation:
         features: FeatureSource | None,
         card: ModelCard,
         callbacks: Callbacks,
+        report: RunReport,
     ) -> None:
         self._context = context
         self._state = state
@@ -54,6 +56,7 @@ class Validation:
         self._features = features
         self._card = card
         self._callbacks = callbacks
+        self._report = report
         asked = context.config.eval_metrics
         self._metrics = (*asked, context.config.metric_for_best) if asked else ()
         self.newest: float | None = None  # value of `metric_for_best`, of the evaluations of this process
@@ -105,6 +108,7 @@ class Validation:
         value = self.newest = result.figures.get(config.metric_for_best)
         if step and value is not None:
             self._note_best(value)
+        self._report.renew()
         self._callbacks.evaluated(step, result)
 
     def is_patience_over(self) -> bool:

@@ -35,7 +35,7 @@ def test_train_then_eval_then_caption(
     last = train(config).checkpoint  # 22 images to train on, 2 held out: 3 updates an epoch, the last one short
     assert last == config.run_dir / "step-6"
     assert files_in(config.run_dir) == (
-        {"config.yaml", "metrics.jsonl", "split.json", "status.json"}
+        {"config.yaml", "metrics.jsonl", "report.html", "split.json", "status.json"}
         | {f"evaluations/step-0000000{step}.json" for step in (4, 6)}
         | {f"{step}/{name}" for step in ("step-4", "step-6") for name in EXPORT}
         | {f"step-6/state/{name}" for name in STATE}
