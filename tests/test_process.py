@@ -61,3 +61,9 @@ def test_without_proc_the_number_has_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert is_alive(f"process {ended.pid} on {socket.gethostname()}\n") is False
+
+
+def test_cores_are_those_that_the_process_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from florence2ner.process import *"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(usable_cores())"], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
