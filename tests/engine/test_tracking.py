@@ -20,7 +20,7 @@ from florence2ner.display import Display
 from florence2ner.engine import tracking as tracking_module
 from florence2ner.engine.runtime import make_accelerator
 from florence2ner.engine.tracking import check_trackers, tracking
-from tests.conftest import ColdStart, MakeConfig, Start
+from tests.conftest import ROOT, ColdStart, MakeConfig, Start
 from tests.engine import wandb_files
 from tests.engine.test_guarded import Diary
 from tests.support import figures, weights, write
@@ -214,8 +214,8 @@ def test_a_server_of_wandb_that_never_answers_costs_a_bounded_time(
     config = make_config(max_steps=2, log_with=("wandb",))
     with _server(answers) as port:
         online = {"WANDB_MODE": "online", "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-        home = {"HOME": str(tmp_path)}
-        run = cold_start("-m", "florence2ner", "train", "--config", write(config, tmp_path), **online, **home)
+        home = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        run = cold_start("-m", "tests.programs.hasty", "train", "--config", write(config, tmp_path), **online, **home)
         _, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     assert said.count("Weights & Biases") == 1

@@ -6,16 +6,15 @@ So long may a collective operation take, and so long may a process give no sign 
 import sys
 from datetime import timedelta
 from functools import partial
-from importlib import import_module
 
 from florence2ner import cli
 from florence2ner.captioning import shards, worker
 from florence2ner.engine.queue import WorkQueue
 from florence2ner.engine.runtime import make_accelerator
+from florence2ner.evaluation import samples
 
 if __name__ == "__main__":
-    evaluate = import_module("florence2ner.evaluation.evaluate")
     seconds = float(sys.argv.pop(1))
     worker.make_accelerator = shards.make_accelerator = partial(make_accelerator, timeout=timedelta(seconds=seconds))
-    worker.WorkQueue = shards.WorkQueue = evaluate.WorkQueue = partial(WorkQueue, patience=seconds)
+    worker.WorkQueue = shards.WorkQueue = samples.WorkQueue = partial(WorkQueue, patience=seconds)
     cli.main()

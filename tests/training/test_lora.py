@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from florence2ner import EvalConfig, TrainConfig, UserError, evaluate, load_model, train
 from florence2ner.demo import draw_dataset
 from florence2ner.engine.run_files import list_checkpoints
-from florence2ner.evaluation.evaluate import Evaluation
+from florence2ner.evaluation.result import Evaluation
 from florence2ner.model.checkpoints.loading import convert
 from florence2ner.model.lora import adapted_layers, config_of
 from tests.conftest import Caption, MakeConfig, Start
