@@ -218,9 +218,12 @@ def test_a_server_of_wandb_that_never_answers_costs_a_bounded_time(
         run = cold_start("-m", "tests.programs.hasty", "train", "--config", write(config, tmp_path), **online, **home)
         _, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
-    assert said.count("Weights & Biases") == 1
-    assert "upload later with: wandb sync" in said
     assert "Traceback" not in said
+    assert list(figures(config.run_dir, "train/loss")) == [1, 2]
+    assert said.count("Weights & Biases runs offline") + said.count("wandb failed, training goes on") == 1
+    if "wandb failed" in said:  # a busy machine may not have begun anew, offline, within the limit
+        return
+    assert "upload later with: wandb sync" in said
     (folder,) = (config.run_dir / "wandb").glob("offline-run-*")
     losses = {step: values["train/loss"] for step, values in wandb_files.history(_file(folder)).items()}
     assert losses == figures(config.run_dir, "train/loss")
