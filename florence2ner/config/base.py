@@ -3,6 +3,7 @@
 The settings themselves are in `options.py` and in the `*_options.py` of each command.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -155,4 +156,7 @@ def _describe(cls: type[Config], problem: Any) -> str:
         inner = ""  # the message says what is meant
         if not isinstance(given, str | Path) or str(given) in message:
             shown = ""  # the message names it already, or it is the whole model
-    return f"{name}: {inner}{inner and ' '}{message}{shown and f', not {shown}'}" if name else message
+    end = f", not {shown}" if shown else ""
+    if problem["type"] == "literal_error" and (near := did_you_mean(str(given), re.findall("'(.*?)'", message))):
+        end += f".{near}"
+    return f"{name}: {inner}{inner and ' '}{message}{end}" if name else message

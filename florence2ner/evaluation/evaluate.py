@@ -29,7 +29,7 @@ from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.table import check_metrics
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.loading import load_empty, quiet_transformers
 from florence2ner.model.tasks import doubt_about
 
 
@@ -56,6 +56,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     folders, found = _discover(config, display)
     wanted = [config.model_name, config.against] if config.against else [config.model_name]
     names = broadcast_object_list([find_model(name) for name in wanted])  # a run that goes on may find a better one
+    for name in names[1:]:
+        load_empty(name)  # before the first one is evaluated, which may take hours: there may be no such model
     results = [
         _evaluate_model(config, accelerator, display, name, found, is_asked_as=asked)
         for name, asked in zip(names, wanted, strict=True)

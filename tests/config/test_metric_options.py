@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner import EvalConfig, TrainConfig
+from florence2ner import EvalConfig, TrainConfig, UserError
+from florence2ner.config.base import load_config
 from florence2ner.config.metric_options import MetricOptions
 
 
@@ -15,7 +16,7 @@ def test_short_names_are_completed_everywhere(tmp_path: Path) -> None:
     assert config.fail_if_worse == ("eval/loss",)
 
 
-def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
-    for setting in ({"eval_metrics": ("cidre",)}, {"metric_for_best": "eval/los"}):
-        with pytest.raises(ValueError, match="eval/"):
-            TrainConfig(dataset_path=tmp_path, **setting)
+def test_a_name_that_is_none_is_refused_with_the_one_that_is_meant(tmp_path: Path) -> None:
+    for flags, near in (({"eval_metrics": ("cidre",)}, "eval/cider"), ({"metric_for_best": "eval/los"}, "eval/loss")):
+        with pytest.raises(UserError, match=rf"should be 'eval/loss', .*, not '.*'\. Did you mean {near}\?"):
+            load_config(TrainConfig, {"dataset_path": tmp_path, **flags})

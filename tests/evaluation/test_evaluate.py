@@ -181,3 +181,11 @@ def test_ci_fails_where_a_model_is_worse(
 def test_settings_that_do_nothing_are_refused(shapes: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvalConfig(dataset_path=shapes, **settings)
+
+
+def test_a_second_model_that_is_none_is_refused_before_the_first_is_evaluated(
+    tiny_model: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="can't find the model nowhere"):
+        evaluate(EvalConfig(model_name=str(tiny_model), dataset_path=shapes, against="nowhere"))
+    assert "evaluating" not in capsys.readouterr().err
