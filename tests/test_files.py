@@ -95,8 +95,11 @@ import multiprocessing, sys, time
 from pathlib import Path
 from florence2ner.files import hold
 with hold(Path(sys.argv[1]), "it"):
-    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+    fork = multiprocessing.get_context("fork")
+    works = fork.Event()
+    child = fork.Process(target=lambda: (works.set(), time.sleep(600)), daemon=True)
     child.start()  # as a DataLoader starts its workers
+    works.wait()  # until then it has what it was born with, the lock too
     print(child.pid, flush=True)
     sys.stdin.read()
 """
