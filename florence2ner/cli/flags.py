@@ -3,9 +3,10 @@
 import inspect
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BeforeValidator
 
 from florence2ner.config.base import Config
 
@@ -29,6 +30,8 @@ def parameter_of(config: type[Config], name: str) -> inspect.Parameter:
         words = get_args(inner) or (getattr(inner, "metavar", inner.__name__.lower()),)
         common |= {"metavar": f"<{'|'.join(words)}>"}
         type_ = list[str]
+    if get_origin(type_) is Literal and any(isinstance(check, BeforeValidator) for check in field.metadata):
+        type_, common = str, common | {"metavar": f"<{'|'.join(get_args(type_))}>"}  # it knows other spellings, too
     if get_origin(type_) is Union:  # a number, or a word for it
         type_, common = str, common | {"metavar": "<int|auto>"}
     if type_ is bool:

@@ -1,8 +1,8 @@
 """The groups of options about evaluations: which metrics, when a run is evaluated, what a model is compared with."""
 
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from florence2ner.config.base import Config, option
 from florence2ner.metrics.names import ALWAYS, MetricName, whole_name
@@ -34,17 +34,12 @@ class EvaluationOptions(MetricOptions):
         64, "Held-out images that each evaluation writes captions for, always the same ones; 0: the loss alone.", ge=0
     )
     eval_before_training: bool = option(True, "Evaluate once before the first update.")
-    metric_for_best: MetricName = option(
+    metric_for_best: Metric = option(
         "eval/loss", "Metric of the `best` link, which follows the checkpoints that were evaluated at their own step."
     )
     early_stopping_patience: int | None = option(
         None, "Evaluations without a better metric_for_best after which the run ends; none: never.", ge=1
     )
-
-    @field_validator("metric_for_best", mode="before")
-    @classmethod
-    def _metric_has_its_whole_name(cls, value: Any) -> Any:
-        return whole_name(value)
 
     @model_validator(mode="after")
     def _best_is_computed(self) -> Self:

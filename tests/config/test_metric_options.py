@@ -7,6 +7,7 @@ import pytest
 from florence2ner import EvalConfig, TrainConfig, UserError
 from florence2ner.config.base import load_config
 from florence2ner.config.metric_options import MetricOptions
+from tests.conftest import Start
 
 
 def test_short_names_are_completed_everywhere(tmp_path: Path) -> None:
@@ -20,3 +21,8 @@ def test_a_name_that_is_none_is_refused_with_the_one_that_is_meant(tmp_path: Pat
     for flags, near in (({"eval_metrics": ("cidre",)}, "eval/cider"), ({"metric_for_best": "eval/los"}, "eval/loss")):
         with pytest.raises(UserError, match=rf"should be 'eval/loss', .*, not '.*'\. Did you mean {near}\?"):
             load_config(TrainConfig, {"dataset_path": tmp_path, **flags})
+
+
+def test_the_command_line_takes_short_names(command: Start, shapes: Path, tmp_path: Path) -> None:
+    done = command("train", "--dataset-path", shapes, "--metric-for-best", "cer", "--model-name", "nowhere")
+    assert "metric_for_best eval/cer (character error rate) applies to none" in done.stderr
