@@ -11,7 +11,6 @@ from florence2ner.evaluation.rows import Row
 from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.table import METRICS, format_figure
 
-_WIDEST = max(len(metric.label) for metric in METRICS.values() if " " not in metric.label)  # never cut off
 _FIRST = ("eval/loss", "eval/perplexity", "eval/exact_match")  # on the first line
 
 
@@ -34,16 +33,8 @@ def print_evaluation(result: Evaluation, *, show: int) -> None:
 def print_comparison(found: Comparison, *, before: str, after: str, show: int, by: MetricName) -> None:
     """Print each metric of two models, with wins and losses, and the images on which they differ most."""
     console = _console()
-    table = Table(
-        Column("metric", no_wrap=True, min_width=_WIDEST),
-        before,
-        after,
-        "difference",
-        "95% interval",
-        "wins",
-        "losses",
-        "ties",
-    )
+    wide = [Column(title, no_wrap=True) for title in ("metric", before, after, "difference", "95% interval")]
+    table = Table(*wide, "won", "lost", "tied", padding=0, pad_edge=False)
     for entry in found.differences:
         label, *figures = entry.in_words()
         style = "green" if entry.is_better else "red" if entry.is_worse else ""
