@@ -83,9 +83,10 @@ def _is_activation(tensor: Tensor, weights: set[int]) -> bool:
     storage = tensor.untyped_storage()
     if tensor.is_conj() or tensor.is_neg() or storage.nbytes() < SMALLEST or storage.data_ptr() in weights:
         return False
-    # What autocast casts from a weight is cached until its context ends, and belongs to the weight.
+    # What is cast from a weight, by autocast or for a whole update, is kept elsewhere, and belongs to the weight.
     node = (tensor if tensor._base is None else tensor._base).grad_fn
-    return node is None or node.name() != "ToCopyBackward0" or not hasattr(node.next_functions[0][0], "variable")
+    is_cast = node is not None and node.name() in ("ToCopyBackward0", "_CastBackward")
+    return node is None or not is_cast or not hasattr(node.next_functions[0][0], "variable")
 
 
 class _Left(NamedTuple):

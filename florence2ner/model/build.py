@@ -119,6 +119,9 @@ def build_captioner(
         cast_trained(captioner, trained_dtype)
     if dtype:
         captioner.frozen_weights.cast(captioner, dtype, for_good=frozen.everything)
+        # A GPU casts weights in no time, but has no memory to spare for them; compiled code fuses it with what follows.
+        if device.type == "cpu" and not compiled:
+            captioner.trained_weights.adopt(captioner, dtype)
     if compiled:
         compile_parts(model, device)
     release_mapped_files()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
 from florence2ner.model.inputs import Embeddings, Images, Text
-from florence2ner.model.kernels.precision import FrozenWeights
+from florence2ner.model.kernels.precision import FrozenWeights, TrainedWeights
 from florence2ner.model.vision import VisionEncoder
 
 LOGITS_AT_ONCE = 2**24  # 64 MB in float32; a few times that with what is computed from them
@@ -33,6 +33,7 @@ class Captioner(nn.Module):
         self.processor = processor
         self.vision = VisionEncoder(model, processor.image_processor)
         self.frozen_weights = FrozenWeights()
+        self.trained_weights = TrainedWeights()
 
     @property
     def longest_caption(self) -> int:
@@ -76,10 +77,19 @@ class Captioner(nn.Module):
         caller knows the number of label tokens of the whole update.
         """
         config, labels = self.model.config.text_config, text.labels
-        hidden = self.model.model(
-            inputs_embeds=self.merge(self.vision.embed(images), text.input_ids),
-            attention_mask=text.attention_mask,
-            decoder_input_ids=shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id),
+        language = self.model.model.language_model
+        embedded = self.vision.embed(images)
+        prompts = text.input_ids[:, embedded.values.shape[1] :]
+        written = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+        looked_up = self._look_up(torch.cat([prompts, written], dim=1))
+        asked, captions = torch.split(looked_up, [prompts.shape[1], written.shape[1]], dim=1)
+        encoded = language.encoder(
+            inputs_embeds=_behind(embedded, asked), attention_mask=text.attention_mask
+        ).last_hidden_state
+        hidden = language.decoder(
+            inputs_embeds=captions,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=text.attention_mask,
             use_cache=False,
         ).last_hidden_state
         targets = labels.flatten()[text.label_positions]
@@ -111,5 +121,21 @@ class Captioner(nn.Module):
         These come first, as `expand_prompt` makes them. So this concatenates, where transformers looks for them with
         masked_scatter, and in its backward has the host wait for the device.
         """
-        words: Tensor = self.model.get_input_embeddings()(input_ids[:, images.values.shape[1] :])
-        return torch.cat([images.values.to(words.dtype), words], dim=1)
+        return _behind(images, self._look_up(input_ids[:, images.values.shape[1] :]))
+
+    def _look_up(self, ids: Tensor) -> Tensor:
+        """Embed tokens `ids` (B, N): (B, N, d_model).
+
+        On a CPU the gradient has entries for these tokens alone, and is added to that of the head, which is tied to
+        the table. torch's own lookup fills a table of zeros for it, 150 MB in float32.
+        """
+        table: Any = self.model.get_input_embeddings()
+        if table.weight.is_cpu and table.weight is self.model.lm_head.weight:
+            words: Tensor = F.embedding(ids, table.weight, table.padding_idx, sparse=True) * table.embed_scale
+        else:
+            words = table(ids)
+        return words
+
+
+def _behind(images: Embeddings, words: Tensor) -> Tensor:
+    return torch.cat([images.values.to(words.dtype), words], dim=1)

@@ -162,9 +162,10 @@ class Trial:
 
     def _update(self, batch: Batch) -> bool:
         accelerator = self._context.accelerator
-        with accelerator.autocast(), self._saving():
-            losses = token_losses(self._captioner, batch.to(accelerator.device))
-        accelerator.backward(losses.sum())
+        with self._captioner.trained_weights.held():
+            with accelerator.autocast(), self._saving():
+                losses = token_losses(self._captioner, batch.to(accelerator.device))
+            accelerator.backward(losses.sum())
         return True
 
     def _hold(self) -> bool:

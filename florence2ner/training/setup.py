@@ -191,6 +191,7 @@ def build_step(
         images_at_once=start.state.images_at_once,
         signal=signal,
         saving=saving,
+        holding=nullcontext if name_of_sharding(accelerator) else captioner.trained_weights.held,
         warn=context.display.warn,
     )
 

@@ -64,6 +64,7 @@ class UpdateStep:
     An update whose loss or gradient is not finite leaves weights, optimizer and `average` as they were. Every process
     must call the step, each with its own window of the same update; `signal()` is the signal that this process has
     received. `saving()` is a context manager for each forward pass: it decides where activations are saved.
+    `holding()` is one for all passes of an update, in which no weight changes.
 
     The host waits for the device once per update, when all numbers that it needs are read together (GradScaler, for
     fp16, has it wait once more).
@@ -83,6 +84,7 @@ class UpdateStep:
         signal: Callable[[], int | None] = lambda: None,
         warn: Callable[[str], None] = lambda _: None,
         saving: Callable[[], AbstractContextManager[None]] = nullcontext,
+        holding: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """`images_at_once`: the most images in a forward pass, where micro-batches are larger. `warn` hears of less."""
         self.accelerator = accelerator
@@ -98,11 +100,13 @@ class UpdateStep:
         self._is_sharded = name_of_sharding(accelerator) is not None
         self._waited_for = False  # whether other processes can't go on without the part that is being computed
         self.saving = saving
+        self.holding = holding
 
     def __call__(self, window: Window) -> Update:
         accelerator = self.accelerator
         counts = self._count(window)
-        sample_losses = self._accumulate(window, tokens=counts[0])
+        with self.holding():
+            sample_losses = self._accumulate(window, tokens=counts[0])
         gradient_norm = whole(accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or torch.inf))
         loss_sum, norm, tokens, samples, signal = self._read(sample_losses.sum(), gradient_norm, counts)
         rates = self._rates()

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from florence2ner.engine.offload import SMALLEST, HostMemory, Offload, Parked, UnnamedFile, is_in_memory
 from florence2ner.errors import UserError
+from florence2ner.model.kernels.precision import TrainedWeights
 from tests.support import unnamed_files
 
 N = 256  # such that a square of it is moved, in bf16, too
@@ -120,6 +121,12 @@ def test_weights_and_small_tensors_stay_and_each_storage_is_moved_once() -> None
     with torch.autocast("cpu", torch.bfloat16), Offload(place).saving(model):
         x = torch.randn(N, N, requires_grad=True)
         loss = model(x + model.get_buffer("table")).sum()  # the layers save what they get, cast, and GELU what it gets
+    assert place.sizes == [N * N * 2] * 3
+    place.sizes.clear()
+    weights = TrainedWeights()
+    weights.adopt(model, torch.bfloat16)
+    with weights.held(), torch.autocast("cpu", torch.bfloat16), Offload(place).saving(model):
+        loss = model(torch.randn(N, N, requires_grad=True) * 2).sum()
     assert place.sizes == [N * N * 2] * 3
     place.sizes.clear()
     x = torch.randn(N, N, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Precision of weights: frozen ones cast to autocast's dtype in advance, and any computed with in float32."""
+"""Precision of weights: frozen ones cast in advance, trained ones once an update, and any computed with in float32."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 
 class FrozenWeights:
@@ -49,6 +50,66 @@ class FrozenWeights:
         finally:
             for (parameter, _), data in zip(self._originals, cast, strict=True):
                 parameter.data = data
+
+
+class TrainedWeights:
+    """Trained weights of linear layers that are cast to autocast's dtype once for all passes of an update.
+
+    Autocast casts them in the forward pass of each micro-batch, and again where that is recomputed, though they change
+    only when the optimizer steps. Results are the same to the bit.
+    """
+
+    def __init__(self) -> None:
+        self._dtype: torch.dtype | None = None
+        self._cast: dict[Tensor, Tensor] | None = None  # those cast so far; None outside of `held`
+
+    def adopt(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """Have the linear layers in `module` of which the weights are trained look here for these in `dtype`."""
+        self._dtype = dtype
+        layers = [part for part in module.modules() if type(part) is nn.Linear and part.weight.requires_grad]
+        layer: Any
+        for layer in layers:
+            layer.__class__ = _Linear
+            layer.trained_weights = self
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A context manager in which the weights stay as they are, so that each is cast at its first use only."""
+        self._cast = {}
+        try:
+            yield
+        finally:
+            self._cast = None
+
+    def get(self, parameter: Tensor) -> Tensor:
+        """The parameter, within `held` in the other dtype."""
+        if self._cast is None or self._dtype is None:
+            return parameter
+        if parameter not in self._cast:
+            self._cast[parameter] = parameter.detach().to(self._dtype)
+        cast: Tensor = _Cast.apply(parameter, self._cast[parameter])
+        return cast
+
+
+class _Linear(nn.Linear):
+    trained_weights: TrainedWeights
+
+    def forward(self, values: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.trained_weights.get(self.bias)
+        return nn.functional.linear(values, self.trained_weights.get(self.weight), bias)
+
+
+class _Cast(Function):
+    """The second tensor, with the gradient of the first, of which it was cast."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, cast: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return cast.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient.to(ctx.dtype), None
 
 
 @contextmanager
