@@ -1,4 +1,4 @@
-"""Weights in lower precision: the results stay to the bit, originals come back, a trained one is cast once an update."""
+"""Weights in lower precision: results stay to the bit, originals come back, a trained one is cast once an update."""
 
 import copy
 from collections import Counter
