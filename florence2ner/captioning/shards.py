@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from threading import Event
@@ -22,11 +23,12 @@ from florence2ner.data.shards import Faults, read_shard
 from florence2ner.display import Display
 from florence2ner.engine.collectives import check_shared, lost_process_in_one_line
 from florence2ner.engine.queue import WorkQueue
+from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import make_accelerator, precision_note
 from florence2ner.engine.signals import StopSignals
 from florence2ner.errors import Interrupted, InUse, UserError
 from florence2ner.files import append_text, as_utf8, hold, remove_lock, write_text
-from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.loading import quiet_transformers, width_of
 from florence2ner.outputs.answers import Question
 from florence2ner.outputs.forms import JsonLines, json_line
 from florence2ner.outputs.shards import ShardPlace, ShardRecords, finish_shard
@@ -42,7 +44,9 @@ def run_shards(config: CaptionConfig, plan: ShardPlan | None, display: Display) 
     Every process must call this; each gets the whole summary. Memory doesn't grow with the number of images. Raises
     Interrupted after SIGINT or SIGTERM, and UserError where a process was lost or can't see the shards.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
+    accelerator = make_accelerator(
+        config.mixed_precision, seed=config.seed, width=partial(width_of, find_model(config.model_name))
+    )
     (plan,) = broadcast_object_list([plan])
     assert plan is not None
     if not plan.todo:

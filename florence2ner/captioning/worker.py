@@ -32,7 +32,7 @@ from florence2ner.errors import Interrupted
 from florence2ner.files import append_text, as_utf8, remove_lock, write_text
 from florence2ner.model.answers import parse_answer
 from florence2ner.model.build import load_captioner
-from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.loading import quiet_transformers, width_of
 from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.generation import Generated
 from florence2ner.model.inputs import Embeddings, Pixels
@@ -58,7 +58,9 @@ def run(config: CaptionConfig, plan: CaptionPlan | None, watch: Watch | None, di
     Every process must call this; each gets the whole summary. Raises Interrupted after SIGINT or SIGTERM, UserError
     where a process was lost, and BrokenPipeError where nobody reads standard output any more.
     """
-    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
+    accelerator = make_accelerator(
+        config.mixed_precision, seed=config.seed, width=partial(width_of, find_model(config.model_name))
+    )
     (plan,) = broadcast_object_list([plan])
     assert plan is not None
     if config.dry_run or not (plan.todo or config.watch):

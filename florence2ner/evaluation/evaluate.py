@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -29,7 +30,7 @@ from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.table import check_metrics
 from florence2ner.model.build import load_captioner
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.checkpoints.loading import load_empty, quiet_transformers
+from florence2ner.model.checkpoints.loading import load_empty, quiet_transformers, width_of
 from florence2ner.model.tasks import doubt_about
 
 
@@ -44,7 +45,9 @@ def evaluate(config: EvalConfig) -> Evaluation:
     can't be loaded, a metric whose package is missing, an output that can't be written and a process that was lost.
     """
     check_metrics(config.eval_metrics)
-    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
+    accelerator = make_accelerator(
+        config.mixed_precision, seed=config.seed, width=partial(width_of, find_model(config.model_name))
+    )
     display = Display(is_main=accelerator.is_main_process)
     if note := precision_note(config.mixed_precision):
         display.say(f"note: {note}")

@@ -1,5 +1,7 @@
 """The model that the review page asks for other captions. Imports torch."""
 
+from functools import partial
+
 import torch
 
 from florence2ner.captioning.asking import Asker
@@ -12,7 +14,7 @@ from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator
 from florence2ner.files import as_utf8
 from florence2ner.model.build import load_captioner
-from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.loading import quiet_transformers, width_of
 from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.inputs import Embeddings, Pixels
 from florence2ner.model.tasks import find_task, prompt_of
@@ -27,7 +29,9 @@ class Model:
         """Load the model. Raises UserError as `load_model` does."""
         assert config.model_name is not None
         self._config = config
-        self._accelerator = make_accelerator("auto", seed=config.seed)
+        self._accelerator = make_accelerator(
+            "auto", seed=config.seed, width=partial(width_of, find_model(config.model_name))
+        )
         self._captioner = load_captioner(
             find_model(config.model_name),
             device=self._accelerator.device,

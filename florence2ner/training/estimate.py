@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isqrt
 
 import torch
@@ -24,7 +25,7 @@ from florence2ner.engine.runtime import make_accelerator
 from florence2ner.errors import UserError
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.checkpoints.loading import build_empty, load_empty, quiet_transformers
+from florence2ner.model.checkpoints.loading import build_empty, load_empty, quiet_transformers, width_of
 from florence2ner.model.checkpoints.processing import expand_prompt
 from florence2ner.model.checkpoints.scratch import Preset, describe_model
 from florence2ner.model.inputs import IGNORE_INDEX, Embeddings, Features, Images, Pixels, Text
@@ -83,7 +84,9 @@ def estimate_memory(config: TrainConfig) -> Estimate:
     model is found, or where settings don't go together; and under a launcher of several processes.
     """
     _check_launch()
-    accelerator = make_accelerator(config.mixed_precision, seed=config.seed)
+    accelerator = make_accelerator(
+        config.mixed_precision, seed=config.seed, width=partial(width_of, find_model(config.model_name))
+    )
     accelerator.device_placement = False  # everything is made where it belongs
     # What these change is not known without running them, and little.
     config = config.model_copy(update={"compile": False, "attn_implementation": _kernels(config)})

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from florence2ner.config.commands import TrainConfig
 from florence2ner.data.captions import special_tokens_warning
@@ -21,7 +22,7 @@ from florence2ner.engine.signals import StopSignals
 from florence2ner.engine.tracking import check_trackers, tracking
 from florence2ner.model.adapt import ParameterCount, count_parameters
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.checkpoints.loading import quiet_transformers
+from florence2ner.model.checkpoints.loading import quiet_transformers, width_of
 from florence2ner.model.lora import is_adapted
 from florence2ner.model.tasks import doubt_about
 from florence2ner.training.batch_size import check_batch_size, find_batch_size, note_batch_size, settle_batch_size
@@ -134,6 +135,7 @@ def _join_processes(config: TrainConfig, start: Start) -> Context:
         config.mixed_precision,
         seed=config.seed,
         timeout=timedelta(seconds=config.process_timeout),
+        width=partial(width_of, start.model_name),
     )
     display = Display(is_main=accelerator.is_main_process)
     check_average(accelerator, config)

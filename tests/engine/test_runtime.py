@@ -1,11 +1,13 @@
 """What the launcher starts and tells: processes that do not meet, and a precision that nobody chose."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from florence2ner.engine.run_files import list_checkpoints
-from florence2ner.engine.runtime import precision_note
+from florence2ner.engine.runtime import NARROW, precision_note, resolve_mixed_precision
+from florence2ner.model.checkpoints.loading import width_of
 from tests.conftest import MakeConfig, Start
 from tests.programs.starting import free_port, launched
 from tests.support import write
@@ -44,6 +46,24 @@ def test_float32_on_a_gpu_that_is_fast_at_bf16_is_named_where_nobody_asked_for_i
     assert ("add --mixed-precision bf16" in (note or "")) == noted
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert precision_note(asked) is None
+
+
+@pytest.mark.parametrize("able", ["amx_bf16", "avx512_bf16", "avx2"])
+def test_auto_is_bf16_where_a_processor_has_it_unless_the_model_is_narrow(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, able: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {able: True})
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    fast = "no" if able == "avx2" else "bf16"
+    tiny = partial(width_of, tiny_model)
+    assert (tiny() or NARROW) < NARROW
+    assert resolve_mixed_precision("auto", tiny) == "no"
+    for width, expected in ((NARROW - 1, "no"), (NARROW, fast), (768, fast), (None, fast)):
+        assert resolve_mixed_precision("auto", partial(lambda known: known, width)) == expected
+    assert resolve_mixed_precision("auto") == fast
+    assert resolve_mixed_precision("bf16", tiny) == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert resolve_mixed_precision("auto", tiny) == "fp16"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from florence2ner.model.checkpoints.adapters import (
     read_adapter,
     save_adapter,
 )
-from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, weight_files
+from florence2ner.model.checkpoints.files import one_line, read_json, read_state_dict, section, weight_files
 from florence2ner.model.checkpoints.native import load_native, load_native_processor, save_native
 from florence2ner.model.checkpoints.original import is_original, load_original, load_original_processor, save_original
 from florence2ner.model.checkpoints.original_config import original_to_native_config
@@ -106,6 +106,18 @@ def load_processor(name_or_path: str | Path) -> tuple[Florence2Processor, Floren
     except Exception as error:  # damaged files can raise anything
         raise UserError(f"{directory} is not a whole Florence-2: {one_line(error)}") from error
     return load_native_processor(directory), config
+
+
+def width_of(name_or_path: str | Path) -> int | None:
+    """The width of a model's language model, its d_model; None where that can't be told. No weights are read."""
+    try:
+        directory = _locate(str(name_or_path), weights=False)
+        if is_adapter(directory):
+            directory = _base_directory(directory, weights=False)
+        width = section(read_json(directory / "config.json"), "text_config").get("d_model")
+    except UserError:  # loading the model says what is wrong with it
+        return None
+    return width if isinstance(width, int) else None
 
 
 @quiet_transformers()
