@@ -46,7 +46,10 @@ def main() -> None:
         if isinstance(value, float) and name != "matmul_peak":
             print(f"{name:28} {value:.3f}")
     for name, value in figures["peak_memory_gb"].items():
-        print(f"peak memory, {name:15} {value:.2f} GB")
+        print(f"peak memory, {name:28} {value:.2f} GB")
+    for title in ("train_ratios", "train_ratios_to_the_original", "peak_memory_ratios"):
+        for name, value in figures[title].items():
+            print(f"{title}, {name:34} {value:.2f}")
     print(f"written to {OUTPUT}")
 
 

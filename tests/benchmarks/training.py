@@ -1,8 +1,9 @@
-"""A training step of the base size: a plain loop, Hugging Face's Trainer, and ours with and without its cache filled.
+"""A training step of the base size: three ways that a user could pick, and ours with and without its cache filled.
 
-All three train the language model of the same random weights on the same photographs, with the vision tower frozen,
-in micro-batches and precision alike. `python -m tests.benchmarks.training NAME FOLDER` trains one of them in a process
-of its own, for its peak memory.
+All train the language model of the same random weights on the same photographs, with the vision tower frozen, in
+micro-batches alike. The three are a plain loop and Hugging Face's Trainer, in the precision that `auto` gives, and the
+original script's way, with weights in bf16. Ratios are to the fastest of them. `python -m tests.benchmarks.training
+NAME FOLDER` trains one in a process of its own, for its peak memory.
 """
 
 import shutil
@@ -151,6 +152,9 @@ class HuggingFace(Contestant):
 class Ours(Contestant):
     """florence2ner's loader, cache, step and loop, as `florence2ner train` puts them together."""
 
+    weights: torch.dtype | None = None
+    optimizer = "adamw"
+
     def __init__(self, machine: Machine, photos: Path, batch_size: int) -> None:
         super().__init__(machine, photos, batch_size)
         self.accelerator = make_accelerator(machine.precision, seed=0)
@@ -159,12 +163,12 @@ class Ours(Contestant):
         self.context = Context(self.config, self.accelerator, Display(is_main=False))
         parts = Frozen(vision=True, language=False, other=False)
         how = {"device": machine.device, "frozen": parts, "dtype": dtype, "gradient_checkpointing": True}
-        self.captioner = build_captioner(self.model, self.processor, **how)
-        optimizer = build_optimizer(self.captioner, learning_rate=RATE, weight_decay=DECAY)
+        self.captioner = build_captioner(self.model, self.processor, **how, trained_dtype=self.weights)
+        optimizer = build_optimizer(self.captioner, name=self.optimizer, learning_rate=RATE, weight_decay=DECAY)
         self.prepared, prepared_optimizer = self.accelerator.prepare(self.captioner, optimizer)
         schedule = LambdaLR(optimizer, Schedule(shape="cosine", total_steps=10**6))
         parts = self.accelerator, self.prepared, prepared_optimizer, schedule, token_losses
-        self.step = UpdateStep(*parts, clip_grad_norm=CLIP)
+        self.step = UpdateStep(*parts, clip_grad_norm=CLIP, holding=self.captioner.trained_weights.held)
         self.plan = ShuffledOrder(self.samples, batch_size, ACCUMULATION, processes=1, seed=0)
         self.features: FeatureSource | None = None
         self.epochs = 0
@@ -194,41 +198,50 @@ class Ours(Contestant):
         self.epochs += 1
 
 
-CONTESTANTS: dict[str, Callable[[Machine, Path, int], Contestant]] = {
-    "reference": Reference,
-    "trainer": HuggingFace,
-    "ours": Ours,
+class OursInBf16(Ours):
+    """With `--weights-dtype bf16 --optimizer optimi_adamw`: what the original script keeps, weights and sums alike."""
+
+    weights, optimizer = torch.bfloat16, "optimi_adamw"
+
+
+OURS, OURS_IN_BF16, ORIGINAL = "ours", "ours, weights in bf16", "the original script's way"
+REFERENCES: dict[str, Callable[[Machine, Path, int], Contestant]] = {
+    "a plain loop": Reference,
+    "Trainer": HuggingFace,
+    ORIGINAL: Original,
 }
+CONTESTANTS = REFERENCES | {OURS: Ours, OURS_IN_BF16: OursInBf16}
 
 
 def measure(machine: Machine, folder: Path, batch_size: int, peak: float) -> Measure:
     """Seconds per image, ratios, memory, and the share of the matmul peak that our later epochs reach."""
     images = batch_size * ACCUMULATION
     photos = make_dataset(folder, images)
-    memory = {name: _memory_of(name, machine, photos, batch_size) for name in CONTESTANTS}
-    built = {name: make(machine, photos, batch_size) for name, make in CONTESTANTS.items()}
-    ours = built["ours"]
-    assert isinstance(ours, Ours)
-    turns = {
-        "reference": built["reference"].epoch,
-        "trainer": built["trainer"].epoch,
-        "ours, first epoch": ours.first_epoch,
-        "ours, later epochs": ours.epoch,
-    }
-    ours.first_epoch()  # the others run after it, warm as it is
+    names = [name for name in CONTESTANTS if name != OURS_IN_BF16 or machine.precision == "bf16"]
+    memory = {name: _memory_of(name, machine, photos, batch_size) for name in names}
+    built = {name: CONTESTANTS[name](machine, photos, batch_size) for name in names}
+    turns: dict[str, Callable[[], None]] = {}
+    for name, contestant in built.items():
+        if isinstance(contestant, Ours):
+            contestant.first_epoch()  # the others run after it, warm as it is
+            turns |= {f"{name}, first epoch": contestant.first_epoch, f"{name}, later epochs": contestant.epoch}
+        else:
+            turns[name] = contestant.epoch
     taken = take_turns(machine, turns, seconds=100, rounds=(2, 5))
     seconds = {name: value / images for name, value in medians(taken).items()}
+    fastest = min(seconds[name] for name in REFERENCES)
+    ours = built[OURS]
+    assert isinstance(ours, Ours)
     with FlopCounterMode(display=False) as counter:
         ours.epoch()
     operations = counter.get_total_flops() / images
     tokens = sum(len(ours.processor.tokenizer(sample.caption).input_ids) for sample in ours.samples) / images
-    later = seconds["ours, later epochs"]
+    of_ours = [name for name in turns if name.startswith(OURS)]
     return {
-        "train_first_epoch_ratio": seconds["reference"] / seconds["ours, first epoch"],
-        "train_later_epochs_ratio": seconds["reference"] / later,
-        "train_vs_trainer_ratio": seconds["trainer"] / later,
-        "peak_memory_ratio": memory["ours"] / memory["reference"],
-        "matmul_peak_share": operations / later / peak,
+        "train_ratios": {name: fastest / seconds[name] for name in of_ours},
+        "train_ratios_to_the_original": {name: seconds[ORIGINAL] / seconds[name] for name in of_ours},
+        "peak_memory_ratios": {name: memory[name] / memory[ORIGINAL] for name in names if name.startswith(OURS)},
+        "matmul_peak_share": operations / seconds[f"{OURS}, later epochs"] / peak,
         "train_label_tokens_per_second": {name: tokens / value for name, value in seconds.items()},
         "train_seconds_per_image": seconds,
         "train_seconds": taken,
