@@ -1,5 +1,7 @@
 """The vision half of a Florence-2: from pixels to the tower's features to the projector's embeddings."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
 from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, PartlyEncoded, Pixels
+from florence2ner.model.kernels.compilation import compiled_beside
 
 
 class VisionEncoder(nn.Module):
@@ -21,6 +24,7 @@ class VisionEncoder(nn.Module):
     def __init__(self, model: Florence2ForConditionalGeneration, image_processor: Any) -> None:
         super().__init__()
         self._model = [model]  # in a list, so that torch does not register the model as a submodule
+        self._compiled: Callable[..., Any] | None = None  # what `compiled` runs instead of the tower
         self._offloaded: list[nn.Module] = []  # likewise the tower, while it is offloaded
         self._image_processor = image_processor
         self._pixel_range: float = 1 / image_processor.rescale_factor  # 255
@@ -63,10 +67,27 @@ class VisionEncoder(nn.Module):
         """
         self.restore()  # the tower may be offloaded, but a cached feature can be lost during training
         tower, values = self.tower, pixels.values
+        run = tower if self._compiled is None else self._compiled  # which has no truth value
         pieces = torch.split(values, 1) if values.device.type == "cpu" else (values,)
         inputs = (self.normalise(piece).contiguous(memory_format=torch.channels_last) for piece in pieces)
         with torch.set_grad_enabled(_is_trained(tower) and torch.is_grad_enabled()):
-            return Features(torch.cat([tower(normalised).last_hidden_state for normalised in inputs]))
+            return Features(torch.cat([run(normalised).last_hidden_state for normalised in inputs]))
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """A context manager in which a frozen tower on a CPU runs compiled. Raises what the compiler raises.
+
+        Compiling takes half a minute, and makes it 1.5 times as fast, or what the processor gives. Results differ in
+        their last bits.
+        """
+        self.restore()
+        self._compiled = compiled_beside(self.tower, self.image_mean.device)
+        try:
+            height, width = (self._image_processor.size[side] for side in ("height", "width"))
+            self.features(Pixels(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
+            yield
+        finally:
+            self._compiled = None
 
     def embed(self, images: Images) -> Embeddings:
         """Images in any form -> the embeddings that the language model reads."""

@@ -104,6 +104,43 @@ def test_a_resumed_run_sees_the_same_features(make_config: MakeConfig) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
+def test_many_images_are_encoded_by_a_compiled_tower(
+    make_config: MakeConfig, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[bool] = []
+    features = VisionEncoder.features
+
+    def note(vision: VisionEncoder, pixels: Pixels) -> Features:
+        compiled.append(vision._compiled is not None)
+        return features(vision, pixels)
+
+    monkeypatch.setattr(VisionEncoder, "features", note)
+    common = {"epochs": 1, "gradient_checkpointing": False, "learning_rate": 1e-4}
+    plain = train(make_config(run_name="plain", feature_cache="memory", **common))
+    assert not any(compiled)
+    count = len(compiled)
+    monkeypatch.setattr("florence2ner.training.encode.COMPILE_FROM", 8)
+    fast = train(make_config(run_name="fast", feature_cache="memory", **common))
+    assert "with a compiled tower" in capsys.readouterr().err
+    assert compiled[count:] == [True] * (count + 1)  # and once to be compiled; nothing after the cache is filled
+    one, other = weights(plain.checkpoint), weights(fast.checkpoint)
+    assert furthest(other, one, weights(Path(make_config().model_name))) < 1e-2
+    assert abs(plain.figures["eval/loss"] - fast.figures["eval/loss"]) < 1e-4
+
+
+def test_where_the_tower_cannot_be_compiled_it_is_encoded_without(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("florence2ner.training.encode.COMPILE_FROM", 8)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    train(make_config(max_steps=1, feature_cache="memory"))
+    said = capsys.readouterr().err
+    assert said.count("the vision tower can't be compiled here, so it is encoded without: ") == 1
+    assert "images, once for all\n" in said
+
+
 def test_two_processes_fill_one_cache(start: Start, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(train_batch_size=2, encode_batch_size=2, max_steps=1, eval_steps=None)
     (tmp_path / "run.yaml").write_text(config.to_yaml())

@@ -1,5 +1,6 @@
 """torch.compile for the vision tower and the language model's encoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,5 +17,15 @@ def compile_parts(model: Any, device: torch.device) -> None:
     """
     parts: tuple[nn.Module, ...] = (model.model.vision_tower, model.model.language_model.encoder)
     for part in parts:
-        frozen = not any(parameter.requires_grad for parameter in part.parameters())
-        part.compile(dynamic=False, options={"freezing": frozen and device.type == "cpu"})
+        part.compile(dynamic=False, options=_options(part, device))
+
+
+def compiled_beside(part: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """A compiled function that computes what `part` does, which itself stays as it is. It is compiled when called."""
+    compiled: Callable[..., Any] = torch.compile(part, dynamic=False, options=_options(part, device))
+    return compiled
+
+
+def _options(part: nn.Module, device: torch.device) -> dict[str, Any]:
+    frozen = not any(parameter.requires_grad for parameter in part.parameters())
+    return {"freezing": frozen and device.type == "cpu"}
