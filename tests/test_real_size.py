@@ -69,9 +69,6 @@ def test_base_size_trains_evaluates_captions_and_reloads(tmp_path: Path) -> None
         text.unlink()
     assert caption(CaptionConfig(paths=(imgs,), model_name=str(checkpoint), **generation)).done == 1
 
-    lora = {"lora_rank": 16, "gradient_checkpointing": False, "train_batch_size": 4, "max_steps": 2, "run_name": "lora"}
-    check_estimate(config.model_copy(update=lora), tmp_path)
-
     model = Florence2ForConditionalGeneration.from_pretrained(checkpoint)
     assert 230e6 < model.num_parameters() < 232e6
     processor = AutoProcessor.from_pretrained(checkpoint)

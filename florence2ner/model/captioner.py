@@ -13,6 +13,7 @@ from transformers import Florence2ForConditionalGeneration, Florence2Processor
 from transformers.models.florence2.modeling_florence2 import shift_tokens_right
 
 from florence2ner.model.inputs import Embeddings, Images, Text
+from florence2ner.model.kernels.lookup import look_up
 from florence2ner.model.kernels.precision import FrozenWeights, TrainedWeights
 from florence2ner.model.vision import VisionEncoder
 
@@ -126,12 +127,12 @@ class Captioner(nn.Module):
     def _look_up(self, ids: Tensor) -> Tensor:
         """Embed tokens `ids` (B, N): (B, N, d_model).
 
-        On a CPU the gradient has entries for these tokens alone, and is added to that of the head, which is tied to
-        the table. torch's own lookup fills a table of zeros for it, 150 MB in float32.
+        Where the head is tied to the table, its gradient takes that of the lookups, on a CPU: a GPU would add them up
+        in another order each time, and fills tables in no time.
         """
         table: Any = self.model.get_input_embeddings()
         if table.weight.is_cpu and table.weight is self.model.lm_head.weight:
-            words: Tensor = F.embedding(ids, table.weight, table.padding_idx, sparse=True) * table.embed_scale
+            words: Tensor = look_up(ids, table.weight, table.padding_idx) * table.embed_scale
         else:
             words = table(ids)
         return words

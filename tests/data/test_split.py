@@ -249,13 +249,16 @@ def test_repeats_are_for_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_files_are_split_in_a_minute_and_a_gigabyte(tmp_path: Path) -> None:
-    """Empty images, each with a caption; captions are links to a few files, which are made faster."""
+def test_hundreds_of_thousands_of_files_are_split_in_seconds(tmp_path: Path) -> None:
+    """Empty images, each with a caption; captions are links to a few files, which are made faster.
+
+    `python -m tests.benchmarks.scale` does so with a million.
+    """
     texts = [tmp_path / f"{number}.txt" for number in range(20)]
     for number, text in enumerate(texts):
         text.write_text(f"{number} things on a table")
     start = time.perf_counter()
-    for number in range(500):
+    for number in range(100):
         folder = tmp_path / "data" / f"{number:03d}"
         folder.mkdir(parents=True)
         for image in range(1000):
@@ -266,7 +269,7 @@ def test_a_million_files_are_split_in_a_minute_and_a_gigabyte(tmp_path: Path) ->
     run = subprocess.run(program, capture_output=True, text=True, check=True)
     shutil.rmtree(tmp_path / "data")
     figures = json.loads(run.stdout)
-    assert figures["train"] + figures["eval"] == 500_000
-    assert 49_000 < figures["eval"] < 51_000
-    assert figures["seconds"] < max(60, 3 * to_make)
-    assert figures["memory"] < 1e9
+    assert figures["train"] + figures["eval"] == 100_000
+    assert 9_500 < figures["eval"] < 10_500
+    assert figures["seconds"] < max(12, 3 * to_make)
+    assert figures["memory"] < 3e8

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Florence2ForConditionalGeneration
 
 from florence2ner import TrainConfig
 from tests.conftest import MakeConfig, Start
@@ -55,11 +54,10 @@ def test_losses_evaluation_and_weights_are_those_of_ddp(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["native", "original"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    make_config: MakeConfig, start: Start, tmp_path: Path, layout: str
-) -> None:
-    whole, killed = (make_config(run_name=name, export_layout=layout, **UPDATES) for name in ("whole", "killed"))
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(make_config: MakeConfig, start: Start, tmp_path: Path) -> None:
+    """In Microsoft's layout; DeepSpeed's has the native one."""
+    common = UPDATES | {"export_layout": "original"}
+    whole, killed = (make_config(run_name=name, **common) for name in ("whole", "killed"))
     finish(sharded(start, whole, tmp_path))
     run = sharded(start, killed, tmp_path)
     while run.poll(0.05) is None and not (killed.run_dir / "step-3").exists():
@@ -70,11 +68,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     finish(sharded(start, killed, tmp_path, "--resume", "latest"))
     ours, theirs = weights(killed.run_dir / "latest"), weights(whole.run_dir / "latest")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    if layout == "native":
-        report = Florence2ForConditionalGeneration.from_pretrained(killed.run_dir / "latest", output_loading_info=True)[
-            1
-        ]
-        assert not any(report.values())
 
 
 def test_version_1_is_refused(make_config: MakeConfig, start: Start, tmp_path: Path) -> None:

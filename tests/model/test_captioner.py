@@ -104,36 +104,3 @@ def test_logits_in_chunks_are_never_there_at_once_and_change_no_gradient(
     for name, gradient in expected.items():
         error = (gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-9)
         assert error < (1e-2 if autocast else 1e-5) or name.endswith("k_proj.bias"), name
-
-
-class _Tables(TorchDispatchMode):
-    """Keeps the storages of results that have a shape."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.shape, self.made = shape, dict[int, torch.UntypedStorage]()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.layout == torch.strided and result.shape == self.shape:
-            self.made[result.data_ptr()] = result.untyped_storage()
-        return result
-
-
-def test_lookups_make_no_table_of_gradients_of_their_own(
-    built_model: tuple[Any, Any],
-) -> None:
-    model, processor = built_model
-    captioner = build_captioner(copy.deepcopy(model), processor, device=torch.device("cpu"), frozen=NOTHING)
-    images = Embeddings(torch.randn(2, 17, model.config.text_config.d_model))
-    ids = torch.tensor([[processor.image_token_id] * 17 + [5, 6, 2, 1]] * 2)  # with padding, which gets no gradient
-    text = Text.of(ids, None, torch.tensor([[0, 7, 8, 9, 2], [0, 7, 2, IGNORE_INDEX, IGNORE_INDEX]]))
-    table = captioner.model.lm_head.weight
-    losses = captioner(images, text)
-    with _Tables(table.shape) as tables:
-        losses.sum().backward()
-    assert len(tables.made.keys() - {table.data_ptr()}) == 2  # the head's gradient, and the sum
-    gradient, table.grad = table.grad, None
-    captioner.model.lm_head.weight = torch.nn.Parameter(table.detach().clone())  # no longer tied: torch's own lookups
-    captioner(images, text).sum().backward()
-    torch.testing.assert_close(gradient, table.grad + captioner.model.lm_head.weight.grad)

@@ -26,7 +26,10 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "FLORENCE2NER_STARTS"  # environment variable: the path of the server's socket
-IMPORTS = ("florence2ner.cli", "florence2ner.demo", "timm.optim", "transformers.models.bart.modeling_bart")
+IMPORTS = (
+    *("florence2ner.cli", "florence2ner.demo", "timm.optim", "transformers.models.bart.modeling_bart"),
+    *("sacrebleu.metrics.bleu", "rouge_score.rouge_scorer", "wandb", "torch.distributed.fsdp"),
+)
 CLONE_NEWNET = 0x40000000  # from sched.h; Python 3.12 has it as os.CLONE_NEWNET
 
 
