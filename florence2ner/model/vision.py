@@ -12,6 +12,9 @@ from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, Par
 from florence2ner.model.kernels.compilation import compiled_beside
 
 
+_PIXELS_AT_ONCE = 768 * 768  # on a CPU: an image of Florence-2's
+
+
 class VisionEncoder(nn.Module):
     """Pixel normalisation, vision tower and projector of a model.
 
@@ -63,12 +66,14 @@ class VisionEncoder(nn.Module):
     def features(self, pixels: Pixels) -> Features:
         """Run the vision tower.
 
-        On a CPU the images are encoded one at a time: the activations of one fit its cache, and batching gains nothing.
+        On a CPU large images are encoded one at a time: the activations of one fit its cache, and batching gains
+        nothing. Small ones are taken together, up to as many pixels.
         """
         self.restore()  # the tower may be offloaded, but a cached feature can be lost during training
         tower, values = self.tower, pixels.values
         run = tower if self._compiled is None else self._compiled  # which has no truth value
-        pieces = torch.split(values, 1) if values.device.type == "cpu" else (values,)
+        at_once = max(1, _PIXELS_AT_ONCE // values[0, 0].numel()) if values.is_cpu else len(values)
+        pieces = torch.split(values, at_once)
         inputs = (self.normalise(piece).contiguous(memory_format=torch.channels_last) for piece in pieces)
         with torch.set_grad_enabled(_is_trained(tower) and torch.is_grad_enabled()):
             return Features(torch.cat([run(normalised).last_hidden_state for normalised in inputs]))

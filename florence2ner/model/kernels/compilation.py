@@ -11,9 +11,9 @@ def compile_parts(model: Any, device: torch.device) -> None:
     """Compile the vision tower and the language model's encoder in place; weights keep their names.
 
     Both are compiled again for each new batch size, as torch can't compile them for all sizes at once; only the tower
-    on a CPU always gets a single image. The decoder is left out: its input grows with every token that it writes, and
-    it would be compiled over and over. `device` is where the model is. Freeze before: on a CPU the compiler takes
-    frozen weights for constants, which gains the most.
+    on a CPU always gets a single image, if that has the size of Florence-2's. The decoder is left out: its input grows
+    with every token that it writes, and it would be compiled over and over. `device` is where the model is. Freeze
+    before: on a CPU the compiler takes frozen weights for constants, which gains the most.
     """
     parts: tuple[nn.Module, ...] = (model.model.vision_tower, model.model.language_model.encoder)
     for part in parts:
