@@ -11,7 +11,6 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration
 from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, PartlyEncoded, Pixels
 from florence2ner.model.kernels.compilation import compiled_beside
 
-
 _PIXELS_AT_ONCE = 768 * 768  # on a CPU: an image of Florence-2's
 
 
