@@ -1,9 +1,23 @@
 """This process: the cores it may use, how other processes can name it, and whether one named so still runs."""
 
+import gc
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A context manager to import torch in: an eighth faster, as nothing of it is garbage to be looked for."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def usable_cores() -> int:

@@ -1,5 +1,7 @@
 """A process is known again by its name, and no other is taken for it."""
 
+import gc
+import importlib
 import os
 import socket
 import subprocess
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from florence2ner import process
-from florence2ner.process import is_alive, name_of_this
+from florence2ner.process import importing, is_alive, name_of_this
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 
@@ -67,3 +69,19 @@ def test_cores_are_those_that_the_process_may_use() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from florence2ner.process import *"
     done = subprocess.run([sys.executable, "-c", f"{code}; print(usable_cores())"], capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_garbage_is_looked_for_again_after_imports_even_after_one_that_fails() -> None:
+    with pytest.raises(ImportError), importing():
+        importlib.import_module("no_such_module")
+    assert gc.isenabled()
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with importing():
+            pass
+        assert not gc.isenabled(), "as it was"
+    finally:
+        gc.enable()

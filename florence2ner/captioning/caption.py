@@ -23,6 +23,7 @@ from florence2ner.engine import launcher
 from florence2ner.model.tasks import doubt_about
 from florence2ner.outputs.imagefolder import unseen_metadata
 from florence2ner.outputs.records import METADATA
+from florence2ner.process import importing
 
 _SHOWN = 10  # images named by --dry-run
 
@@ -68,7 +69,8 @@ def _carry_out(
     """Carry out the main process's plan, without torch where nothing is to be done and nobody waits to be told so."""
     if launcher.processes() == 1 and plan is not None and (config.dry_run or not (plan.todo or config.watch)):
         return CaptionSummary(done=0, kept=plan.kept, failed=0)
-    from florence2ner.captioning.worker import run  # imports torch, which takes seconds
+    with importing():
+        from florence2ner.captioning.worker import run  # imports torch, which takes seconds
 
     return run(config, plan, watch, display)
 
@@ -86,7 +88,8 @@ def _caption_shards(config: CaptionConfig, texts: Sequence[str], display: Displa
                 plan.finish()  # an earlier run may have been killed after its last shard, but before this
         if config.dry_run or (launcher.processes() == 1 and plan is not None and not plan.todo):
             return CaptionSummary(done=0, kept=0, failed=0)
-        from florence2ner.captioning.shards import run_shards  # imports torch, which takes seconds
+        with importing():
+            from florence2ner.captioning.shards import run_shards  # imports torch, which takes seconds
 
         return run_shards(config, plan, display)
 

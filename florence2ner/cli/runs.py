@@ -14,6 +14,7 @@ from florence2ner.config.commands import (
     TrainConfig,
 )
 from florence2ner.engine import launcher
+from florence2ner.process import importing
 
 
 def _list_optimizers(wanted: bool | None) -> None:
@@ -50,12 +51,12 @@ _FLAGS_OF_TRAIN = {
 def _train(config: TrainConfig, *, estimate: bool = False) -> None:
     """Fine-tune Florence-2 on a folder of images and captions."""
     if estimate:
-        from florence2ner.training.estimate import estimate_memory
-
+        with importing():
+            from florence2ner.training.estimate import estimate_memory
         estimate_memory(config)
         return
-    from florence2ner.training.train import train
-
+    with importing():
+        from florence2ner.training.train import train
     train(config)
 
 
@@ -70,8 +71,8 @@ def _schedule(config: ScheduleConfig) -> None:
 @config_command(EvalConfig, name="eval")
 def _eval(config: EvalConfig) -> int:
     """Say how good a model is: loss, caption metrics, captions beside the truth; and whether it beats another."""
-    from florence2ner.evaluation.evaluate import evaluate, is_worse
-
+    with importing():
+        from florence2ner.evaluation.evaluate import evaluate, is_worse
     return 1 if is_worse(config, evaluate(config)) else 0
 
 

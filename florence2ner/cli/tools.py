@@ -7,6 +7,7 @@ import typer
 
 from florence2ner.cli.app import app
 from florence2ner.display import Display
+from florence2ner.process import importing
 
 
 @app.command("status")
@@ -87,8 +88,8 @@ def _demo(
     ] = None,
 ) -> None:
     """Watch a tiny Florence-2 learn to caption drawn shapes, in a few minutes on a CPU."""
-    from florence2ner.demo import demo
-
+    with importing():
+        from florence2ner.demo import demo
     demo(directory, report)
 
 
