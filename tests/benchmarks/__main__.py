@@ -12,7 +12,7 @@ import matplotlib as mpl
 import torch
 
 from florence2ner.engine.runtime import resolve_mixed_precision
-from tests.benchmarks import captioning, decode, loop, training
+from tests.benchmarks import captioning, decode, loop, tower, training
 from tests.benchmarks.machine import Machine
 
 OUTPUT = Path("benchmarks")
@@ -37,6 +37,8 @@ def main() -> None:
         _print(figures, "train_seconds_per_image", "train_label_tokens_per_second")
         figures |= captioning.measure(machine, Path(folder, "captioning"), 2 * batch_size, compiled=arguments.compile)
         _print(figures, "caption_seconds_per_image", "caption_tokens_per_second")
+    if machine.device.type == "cpu":
+        figures |= tower.measure(machine)
     figures |= loop.measure()
     figures |= {f"decode_{name}": value for name, value in decode.measure().items()}
     OUTPUT.mkdir(exist_ok=True)
@@ -47,9 +49,10 @@ def main() -> None:
             print(f"{name:28} {value:.3f}")
     for name, value in figures["peak_memory_gb"].items():
         print(f"peak memory, {name:28} {value:.2f} GB")
-    for title in ("train_ratios", "train_ratios_to_the_original", "peak_memory_ratios"):
-        for name, value in figures[title].items():
-            print(f"{title}, {name:34} {value:.2f}")
+    for title, values in figures.items():
+        if title.startswith(("train_ratios", "peak_memory_ratios", "tower_seconds")):
+            for name, value in values.items():
+                print(f"{title}, {name:34} {value:.2f}")
     print(f"written to {OUTPUT}")
 
 
