@@ -189,7 +189,8 @@ class MachineOptions(Config):
 
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = option(
         "auto",
-        "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it.",
+        "Autocast precision. auto: what `accelerate launch` was told, else bf16 where the hardware is fast at it "
+        "(on a CPU, for models as wide as Microsoft's).",
     )
     compile: bool = option(
         False, "Compile the vision tower and the language model's encoder: minutes at the start, faster from then on."

@@ -92,6 +92,7 @@ class VisionEncoder(nn.Module):
             yield
         finally:
             self._compiled = None
+            torch.compiler.reset()  # frees the weights, which were compiled in as constants
 
     def embed(self, images: Images) -> Embeddings:
         """Images in any form -> the embeddings that the language model reads."""
