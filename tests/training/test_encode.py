@@ -116,7 +116,8 @@ def test_many_images_are_encoded_by_a_compiled_tower(
         return features(vision, pixels)
 
     monkeypatch.setattr(VisionEncoder, "features", note)
-    common = {"epochs": 1, "gradient_checkpointing": False, "learning_rate": 1e-4}
+    # One image at a time, as real sizes have it: another number would be compiled too.
+    common = {"epochs": 1, "gradient_checkpointing": False, "learning_rate": 1e-4, "encode_batch_size": 1}
     plain = train(make_config(run_name="plain", feature_cache="memory", **common))
     assert not any(compiled)
     count = len(compiled)

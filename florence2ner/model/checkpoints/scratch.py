@@ -53,7 +53,7 @@ def _real(widths: tuple[int, ...], text: dict[str, Any]) -> _Size:
 
 
 _SIZES: dict[Preset, _Size] = {
-    # 64 x 64 pixels, a feature map of 4 x 4; small enough to learn drawn shapes in two minutes on two cores.
+    # 64 x 64 pixels, a feature map of 4 x 4; small enough to learn drawn shapes in a minute on two cores.
     "tiny": _Size(
         64,
         400,
