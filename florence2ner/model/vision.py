@@ -1,16 +1,18 @@
 """The vision half of a Florence-2: from pixels to the tower's features to the projector's embeddings."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 
+from florence2ner.model.checkpoints.files import one_line
 from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, PartlyEncoded, Pixels
 from florence2ner.model.kernels.compilation import compiled_beside
 
+COMPILE_FROM = 500  # images, from which compiling the tower on a CPU pays for itself, on slow ones and fast ones
 _PIXELS_AT_ONCE = 768 * 768  # on a CPU: an image of Florence-2's
 
 
@@ -93,6 +95,22 @@ class VisionEncoder(nn.Module):
         finally:
             self._compiled = None
             torch.compiler.reset()  # frees the weights, which were compiled in as constants
+
+    @contextmanager
+    def compiled_for(self, images: int, *, say: Callable[[str], None], warn: Callable[[str], None]) -> Iterator[None]:
+        """A context manager in which a frozen tower runs compiled where that pays: on a CPU, for so many images.
+
+        Where it can't be compiled, `warn` hears why, and it runs as it is. Enter this in the contexts in which the
+        images will be encoded (autocast, without gradients): it is compiled for them.
+        """
+        with ExitStack() as stack:
+            if images >= COMPILE_FROM and self.image_mean.is_cpu:
+                say(f"compiling the vision tower for {images} images, which takes about a minute")
+                try:
+                    stack.enter_context(self.compiled())
+                except Exception as error:  # no compiler, no headers, no room for what it writes: it can be anything
+                    warn(f"the vision tower can't be compiled here, so it runs without: {one_line(error)}")
+            yield
 
     def embed(self, images: Images) -> Embeddings:
         """Images in any form -> the embeddings that the language model reads."""

@@ -23,11 +23,9 @@ from florence2ner.engine.loop import run_loop
 from florence2ner.engine.queue import WorkQueue
 from florence2ner.errors import UserError
 from florence2ner.model.captioner import Captioner
-from florence2ner.model.checkpoints.files import one_line
 from florence2ner.model.inputs import Encoded, Pixels
 from florence2ner.training.context import Context
 
-COMPILE_FROM = 500  # images, from which compiling the tower on a CPU pays for itself
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _GIGABYTE = 10**9
 _STORED_BEHIND = 2  # most batches that wait to be stored while others are encoded
@@ -128,12 +126,12 @@ def _fill(
         room = min(gather_object([cache.room(bytes_each, config.feature_cache_max_gb * _GIGABYTE)]))
         todo = [chunk for chunk in chunks if cache.missing(chunk)][: room // size if room < missing else None]
         number = missing if room >= missing else len(todo) * size
+        display.say(f"encoding {number} of {len(unique)} images, once for all")
+        # By the number of all images, of which an interrupted run finds a part in the cache: bits depend on it.
+        count = 0 if config.compile else len(unique)
         with ExitStack() as stack:
-            # By the number of all images, of which an interrupted run finds a part in the cache: bits depend on it.
-            if len(unique) >= COMPILE_FROM and _compiles(context, captioner, stack):
-                display.say(f"encoding {number} of {len(unique)} images, once for all, with a compiled tower")
-            else:
-                display.say(f"encoding {number} of {len(unique)} images, once for all")
+            with torch.inference_mode(), accelerator.autocast():
+                stack.enter_context(captioner.vision.compiled_for(count, say=display.say, warn=display.warn))
             unreadable |= _encode(context, captioner, cache, todo)
     left = max(gather_object([len(set(cache.missing(unique)) - unreadable.keys())]))
     if unreadable and accelerator.is_main_process:
@@ -144,21 +142,6 @@ def _fill(
             f"{left} images have no place in the feature cache {cache.directory} and are encoded in every epoch"
         )
     return left, unreadable
-
-
-def _compiles(context: Context, captioner: Captioner, stack: ExitStack) -> bool:
-    """Whether the tower runs compiled until `stack` is closed: on CPUs that have what a compiler needs."""
-    accelerator = context.accelerator
-    if context.config.compile or accelerator.device.type != "cpu":
-        return False
-    try:
-        # Under autocast: it is compiled for the dtypes that it will get.
-        with torch.inference_mode(), accelerator.autocast():
-            stack.enter_context(captioner.vision.compiled())
-    except Exception as error:  # no compiler, no headers, no room for what it writes: it can be anything
-        context.display.warn(f"the vision tower can't be compiled here, so it is encoded without: {one_line(error)}")
-        return False
-    return True
 
 
 def _encode(

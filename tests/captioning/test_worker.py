@@ -40,6 +40,20 @@ def test_several_tasks_encode_each_image_once(
     assert run(task_prompt=tasks).kept == 5
 
 
+@pytest.mark.slow
+def test_many_images_are_captioned_alike_by_a_compiled_tower(
+    run: Caption, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(batch_size=1).done == 5
+    plain = {path: path.read_text() for path in images.rglob("*.txt")}
+    assert "compiling" not in capsys.readouterr().err
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 5)
+    assert run(batch_size=1, existing="overwrite").done == 5
+    assert capsys.readouterr().err.count("compiling the vision tower for 5 images") == 1
+    assert {path: path.read_text() for path in images.rglob("*.txt")} == plain
+    assert len(plain) == 5
+
+
 def test_bad_images_are_named_counted_and_skipped(run: Caption, images: Path, tmp_path: Path) -> None:
     (images / "empty.jpg").write_bytes(b"")
     (images / "text.png").write_text("no image")

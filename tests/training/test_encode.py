@@ -121,9 +121,9 @@ def test_many_images_are_encoded_by_a_compiled_tower(
     plain = train(make_config(run_name="plain", feature_cache="memory", **common))
     assert not any(compiled)
     count = len(compiled)
-    monkeypatch.setattr("florence2ner.training.encode.COMPILE_FROM", 8)
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8)
     fast = train(make_config(run_name="fast", feature_cache="memory", **common))
-    assert "with a compiled tower" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("compiling the vision tower for 24 images, which takes about a minute") == 1
     assert compiled[count:] == [True] * (count + 1)  # and once to be compiled; nothing after the cache is filled
     one, other = weights(plain.checkpoint), weights(fast.checkpoint)
     assert furthest(other, one, weights(Path(make_config().model_name))) < 1e-2
@@ -133,12 +133,12 @@ def test_many_images_are_encoded_by_a_compiled_tower(
 def test_where_the_tower_cannot_be_compiled_it_is_encoded_without(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("florence2ner.training.encode.COMPILE_FROM", 8)
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     train(make_config(max_steps=1, feature_cache="memory"))
     said = capsys.readouterr().err
-    assert said.count("the vision tower can't be compiled here, so it is encoded without: ") == 1
+    assert said.count("the vision tower can't be compiled here, so it runs without: ") == 1
     assert "images, once for all\n" in said
 
 
