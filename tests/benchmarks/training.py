@@ -1,9 +1,9 @@
-"""A training step of the base size: three ways that a user could pick, and ours with and without its cache filled.
+"""A training step of the base size: ways that a user could pick, and ours with and without its cache filled.
 
 All train the language model of the same random weights on the same photographs, with the vision tower frozen, in
-micro-batches alike. The three are a plain loop and Hugging Face's Trainer, in the precision that `auto` gives, and,
-where that is bf16, the original script's way, with weights in bf16. Ratios are to the fastest of them. `python -m tests.benchmarks.training
-NAME FOLDER` trains one in a process of its own, for its peak memory.
+micro-batches alike: a plain loop and Hugging Face's Trainer, in the precision that `auto` gives, and, where that is
+bf16, the original script's way, with weights in bf16. Ratios are to the fastest of them.
+`python -m tests.benchmarks.training NAME FOLDER` trains one in a process of its own, for its peak memory.
 """
 
 import shutil
