@@ -29,10 +29,11 @@ def hide_lines_of_libraries() -> None:
     """Hide what libraries log below an error while they are imported: it is about their own settings and the hardware.
 
     Where DeepSpeed is installed, transformers imports it, and it logs in any command on a machine without GPUs; where
-    bitsandbytes is, peft imports it, and it misses kernels for some CPUs that nothing here uses.
+    bitsandbytes is, peft imports it, and it misses kernels for some CPUs that nothing here uses; torch's
+    compiler misses a GPU where CUDA is installed without one.
     """
     # Their level is set when they are imported, but a filter that is there stays.
-    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
+    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops", "torch.utils.cpp_extension"):
         logging.getLogger(name).addFilter(_is_error)
 
 

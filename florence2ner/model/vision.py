@@ -1,5 +1,6 @@
 """The vision half of a Florence-2: from pixels to the tower's features to the projector's embeddings."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,8 +13,8 @@ from florence2ner.model.checkpoints.files import one_line
 from florence2ner.model.inputs import Embeddings, Encoded, Features, Images, PartlyEncoded, Pixels
 from florence2ner.model.kernels.compilation import compiled_beside
 
-COMPILE_FROM = 500  # images, from which compiling the tower on a CPU pays for itself, on slow ones and fast ones
 _PIXELS_AT_ONCE = 768 * 768  # on a CPU: an image of Florence-2's
+COMPILE_FROM = 500  # such images, from which compiling the tower on a CPU pays for itself, on slow ones and fast ones
 
 
 class VisionEncoder(nn.Module):
@@ -45,6 +46,11 @@ class VisionEncoder(nn.Module):
     def projector(self) -> nn.Module:
         """The module between the tower's features and the language model's embeddings."""
         return self._inner.multi_modal_projector  # type: ignore[no-any-return]
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the images that the tower is made for, in pixels."""
+        return self._image_processor.size["height"], self._image_processor.size["width"]
 
     @property
     def _inner(self) -> Any:
@@ -89,8 +95,7 @@ class VisionEncoder(nn.Module):
         self.restore()
         self._compiled = compiled_beside(self.tower, self.image_mean.device)
         try:
-            height, width = (self._image_processor.size[side] for side in ("height", "width"))
-            self.features(Pixels(torch.zeros(1, 3, height, width, dtype=torch.uint8)))
+            self.features(Pixels(torch.zeros(1, 3, *self._size, dtype=torch.uint8)))
             yield
         finally:
             self._compiled = None
@@ -104,7 +109,7 @@ class VisionEncoder(nn.Module):
         images will be encoded (autocast, without gradients): it is compiled for them.
         """
         with ExitStack() as stack:
-            if images >= COMPILE_FROM and self.image_mean.is_cpu:
+            if self.image_mean.is_cpu and images * math.prod(self._size) >= COMPILE_FROM * _PIXELS_AT_ONCE:
                 say(f"compiling the vision tower for {images} images, which takes about a minute")
                 try:
                     stack.enter_context(self.compiled())
@@ -142,9 +147,8 @@ class VisionEncoder(nn.Module):
 
     def facts(self) -> tuple[object, ...]:
         """What `encode` depends on besides its weights: image size, normalisation and architecture."""
-        size = self._image_processor.size["height"], self._image_processor.size["width"]
         normalisation = self._pixel_range, self.image_mean.tolist(), self.image_std.tolist()
-        return size, normalisation, self._model[0].config.vision_config.to_json_string()
+        return self._size, normalisation, self._model[0].config.vision_config.to_json_string()
 
     def encoded_bytes(self, dtype: torch.dtype) -> int:
         """An estimate of the bytes that the encoding of one image takes in `dtype`."""

@@ -47,7 +47,7 @@ def test_many_images_are_captioned_alike_by_a_compiled_tower(
     assert run(batch_size=1).done == 5
     plain = {path: path.read_text() for path in images.rglob("*.txt")}
     assert "compiling" not in capsys.readouterr().err
-    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 5)
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 5 * (64 / 768) ** 2)
     assert run(batch_size=1, existing="overwrite").done == 5
     assert capsys.readouterr().err.count("compiling the vision tower for 5 images") == 1
     assert {path: path.read_text() for path in images.rglob("*.txt")} == plain

@@ -121,7 +121,7 @@ def test_many_images_are_encoded_by_a_compiled_tower(
     plain = train(make_config(run_name="plain", feature_cache="memory", **common))
     assert not any(compiled)
     count = len(compiled)
-    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8)
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8 * (64 / 768) ** 2)
     fast = train(make_config(run_name="fast", feature_cache="memory", **common))
     assert capsys.readouterr().err.count("compiling the vision tower for 24 images, which takes about a minute") == 1
     assert compiled[count:] == [True] * (count + 1)  # and once to be compiled; nothing after the cache is filled
@@ -133,7 +133,7 @@ def test_many_images_are_encoded_by_a_compiled_tower(
 def test_where_the_tower_cannot_be_compiled_it_is_encoded_without(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8)
+    monkeypatch.setattr("florence2ner.model.vision.COMPILE_FROM", 8 * (64 / 768) ** 2)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     train(make_config(max_steps=1, feature_cache="memory"))
