@@ -207,7 +207,7 @@ class Worker:
 
     @contextmanager
     def _compiled(self, images: int) -> Iterator[None]:
-        """A context manager in which the vision tower runs compiled, where that pays for so many in all processes."""
+        """A context manager in which the vision tower runs compiled, where that pays for this process's share."""
         share = 0 if self.config.compile else images // self.accelerator.num_processes
         with ExitStack() as stack:
             with torch.no_grad(), self.accelerator.autocast():

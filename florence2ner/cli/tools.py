@@ -87,7 +87,7 @@ def _demo(
         Path | None, typer.Option(help="File for the page of its evaluation. none: report.html in the folder.")
     ] = None,
 ) -> None:
-    """Watch a tiny Florence-2 learn to caption drawn shapes, in a few minutes on a CPU."""
+    """Watch a tiny Florence-2 learn to caption drawn shapes, in a minute or two on a CPU."""
     with importing():
         from florence2ner.demo import demo
     demo(directory, report)

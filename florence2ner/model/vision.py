@@ -89,8 +89,8 @@ class VisionEncoder(nn.Module):
     def compiled(self) -> Iterator[None]:
         """A context manager in which a frozen tower on a CPU runs compiled. Raises what the compiler raises.
 
-        Compiling takes half a minute, and makes it 1.5 times as fast, or what the processor gives. Results differ in
-        their last bits.
+        Compiling takes a minute, and makes it 1.2 to 1.5 times as fast, by the processor. Results differ in their last
+        bits.
         """
         self.restore()
         self._compiled = compiled_beside(self.tower, self.image_mean.device)
