@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def hide_lines_of_libraries() -> None:
-    """Hide what libraries log below an error when they are imported or compile: it is about themselves and the hardware.
+    """Hide what libraries log below an error when they are imported or compile, about themselves and the hardware.
 
     Where DeepSpeed is installed, transformers imports it, and it logs in any command on a machine without GPUs; where
     bitsandbytes is, peft imports it, and it misses kernels for some CPUs that nothing here uses; torch's
