@@ -1,20 +1,19 @@
 """Greedy decoding, sampling and beam search with the same tokens as transformers' own, but faster.
 
-A finished caption leaves the batch, so that the others go on in a smaller one. All beams of an image share one set of
-cross-attention keys and values; transformers repeats them for each beam and copies them again at each token.
+A finished caption leaves the batch, so that the others go on in a smaller one.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, EncoderDecoderCache, Florence2ForConditionalGeneration, GenerationConfig
+from transformers import Florence2ForConditionalGeneration, GenerationConfig
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
-from florence2ner.model.kernels import attention
+from florence2ner.model.decoder import Decoder
 
 _NEVER = -1e9  # the score of a beam that must not be chosen; as in transformers
 Processor = Callable[[Tensor, Tensor], Tensor]  # ids so far (R, T), scores of the next token (R, V) -> new scores
@@ -38,8 +37,8 @@ def search(
     `encoded` (B, N, d_model) is the output of the language model's encoder, `encoded_mask` (B, N) its attention mask;
     `input_ids` (B * beams, 1) are the decoder's start tokens. Sampling needs `seeds`, one for each image.
     """
-    decoder = _Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
-    decoder.dice = _Dice(seeds, encoded.device) if generation_config.do_sample else None
+    decoder = Decoder(model, encoded, encoded_mask, len(input_ids) // len(encoded))
+    dice = _Dice(seeds, encoded.device) if generation_config.do_sample else None
     processors = [
         _ban_repetition(processor.ngram_size) if isinstance(processor, NoRepeatNGramLogitsProcessor) else processor
         for processor in logits_processor
@@ -51,7 +50,7 @@ def search(
         return scores
 
     find = _beam_search if generation_config.num_beams > 1 else _one_by_one
-    rows = find(decoder, input_ids, process, stopping_criteria, generation_config)
+    rows = find(decoder, input_ids, process, stopping_criteria, dice, generation_config)
     return pad_sequence(list(rows), batch_first=True, padding_value=generation_config.pad_token_id)
 
 
@@ -73,99 +72,42 @@ class _Dice:
     """Draws for each image from its own random numbers, so that no draw depends on what else is in the batch."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def draw(self, scores: Tensor, number: int) -> Tensor:
         """Different indices (B, number) into scores (B, C), drawn by the softmax of the scores."""
         # A race between exponentially distributed times, by which torch.multinomial draws too; but that has one
         # generator for all rows.
         times = [
-            torch.empty_like(row).exponential_(generator=own) for row, own in zip(scores, self.generators, strict=True)
+            torch.empty_like(row).exponential_(generator=own) for row, own in zip(scores, self._generators, strict=True)
         ]
         return (scores.softmax(-1) / torch.stack(times)).topk(number).indices
 
     def keep(self, images: Sequence[int]) -> None:
         """Go on with these images only: indices into the current batch."""
-        self.generators = [self.generators[i] for i in images]
-
-
-class _Decoder:
-    """The decoder and its key-value cache for R = B * beams rows, one for each beam of each image."""
-
-    def __init__(
-        self, model: Florence2ForConditionalGeneration, encoded: Tensor, encoded_mask: Tensor | None, beams: int
-    ) -> None:
-        self.decoder = model.model.language_model.decoder
-        self.head = model.lm_head.weight
-        if torch.is_autocast_enabled(encoded.device.type):  # cast once here, where autocast would for each token
-            self.head = self.head.to(torch.get_autocast_dtype(encoded.device.type))
-        # Only our kernel takes one set of keys and values per image; the others need it repeated for each beam.
-        self.shared = model.config.text_config._attn_implementation == attention.NAME
-        cross = DynamicCache()
-        for number, layer in enumerate(self.decoder.layers):
-            attend = layer.encoder_attn
-            for_each_image = (
-                rearrange(project(encoded), "b n (h d) -> b h n d", h=attend.num_heads)
-                for project in (attend.k_proj, attend.v_proj)
-            )
-            cross.update(*(self._for_rows(tensor, beams) for tensor in for_each_image), number)
-        self.cache = EncoderDecoderCache(DynamicCache(), cross)
-        # Only its shape is read, as the cross-attention cache is filled already.
-        self.encoded = repeat(encoded, "b ... -> (b k) ...", k=beams)
-        self.mask = None if encoded_mask is None else repeat(encoded_mask, "b ... -> (b k) ...", k=beams)
-        self.dice: _Dice | None = None  # for sampling
-
-    def _for_rows(self, tensor: Tensor, beams: int) -> Tensor:
-        return tensor if self.shared else repeat(tensor, "b ... -> (b k) ...", k=beams)
-
-    def next_logits(self, ids: Tensor) -> Tensor:
-        """Logits (R, V) float32 of the token after ids (R, T), of which all but the last are in the cache."""
-        hidden = self.decoder(
-            input_ids=ids[:, -1:],
-            encoder_hidden_states=self.encoded,
-            encoder_attention_mask=self.mask,
-            cache=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return nn.functional.linear(hidden[:, -1], self.head).float()
-
-    def take(self, rows: Tensor) -> None:
-        """Go on with these rows (R,): indices of the beams that were chosen, in the same order of images as before."""
-        self.cache.self_attention_cache.reorder_cache(rows)
-
-    def keep(self, images: Tensor, beams: int) -> None:
-        """Go on with these images only: indices into the current batch."""
-        rows = _rows_of(images, beams)
-        self.cache.self_attention_cache.reorder_cache(rows)
-        self.cache.cross_attention_cache.reorder_cache(images if self.shared else rows)
-        self.encoded = self.encoded[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-        if self.dice:
-            self.dice.keep(images.tolist())
+        self._generators = [self._generators[i] for i in images]
 
 
 def _one_by_one(
-    decoder: _Decoder, ids: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
+    decoder: Decoder, ids: Tensor, processor: Processor, stop: Stop, dice: _Dice | None, _: GenerationConfig
 ) -> Sequence[Tensor]:
-    """Greedy decoding, or sampling with the decoder's dice. Returns the ids of each image's text, (T,)."""
+    """Greedy decoding, or sampling with `dice`. Returns the ids of each image's text, (T,)."""
     texts: dict[int, Tensor] = {}
     images = list(range(len(ids)))  # those still in the batch
     while images:
-        scores = processor(ids, decoder.next_logits(ids))
-        drawn = decoder.dice.draw(scores, 1) if decoder.dice else scores.argmax(-1, keepdim=True)
+        scores = processor(ids, decoder.next_logits(ids[:, -1]))
+        drawn = dice.draw(scores, 1) if dice else scores.argmax(-1, keepdim=True)
         ids = torch.cat([ids, drawn], dim=1)
         ended = stop(ids, None)
         if ended.any():
             texts |= {image: row for image, row, is_done in zip(images, ids, ended.tolist(), strict=True) if is_done}
-            going_on = (~ended).nonzero()[:, 0]
-            images = [images[i] for i in going_on.tolist()]
+            images, going_on = _keep(~ended, images, decoder, dice)
             ids = ids[going_on]
-            decoder.keep(going_on, beams=1)
     return [texts[image] for image in sorted(texts)]
 
 
 def _beam_search(
-    decoder: _Decoder, start: Tensor, processor: Processor, stop: Stop, config: GenerationConfig
+    decoder: Decoder, start: Tensor, processor: Processor, stop: Stop, dice: _Dice | None, config: GenerationConfig
 ) -> Sequence[Tensor]:
     """Beam search. Returns the ids of each image's best text by log-likelihood / length ** length_penalty, (T,)."""
     beams, penalty, early = config.num_beams, config.length_penalty, config.early_stopping
@@ -181,12 +123,12 @@ def _beam_search(
     images = list(range(len(ids)))
     while images:
         flat = ids.flatten(0, 1)
-        likelihoods = processor(flat, decoder.next_logits(flat).log_softmax(-1))
+        likelihoods = processor(flat, decoder.next_logits(flat[:, -1]).log_softmax(-1))
         vocabulary = likelihoods.shape[-1]
         totals = (rearrange(likelihoods, "(b k) v -> b k v", k=beams) + scores.unsqueeze(-1)).flatten(1)
         # Enough candidates that K of them go on even if every beam's end tokens are among them.
-        if decoder.dice:
-            chosen = decoder.dice.draw(totals, candidates)
+        if dice:
+            chosen = dice.draw(totals, candidates)
             chosen_scores = totals.gather(1, chosen)
         else:
             chosen_scores, chosen = totals.topk(candidates)
@@ -218,17 +160,20 @@ def _beam_search(
         if done.any():
             for i in done.nonzero()[:, 0].tolist():
                 texts[images[i]] = best[i, 0]
-            going_on = (~done).nonzero()[:, 0]
-            images = [images[i] for i in going_on.tolist()]
+            images, going_on = _keep(~done, images, decoder, dice)
             ids, scores, best, best_scores, exists = (t[going_on] for t in (ids, scores, best, best_scores, exists))
-            decoder.keep(going_on, beams)
     return [texts[image] for image in sorted(texts)]
+
+
+def _keep(goes_on: Tensor, images: list[int], decoder: Decoder, dice: _Dice | None) -> tuple[list[int], Tensor]:
+    """Go on with the images of the batch of which `goes_on` (B,) is true. Returns their numbers, and their indices."""
+    indices = goes_on.nonzero()[:, 0]
+    decoder.keep(indices)
+    if dice:
+        dice.keep(indices.tolist())
+    return [images[i] for i in indices.tolist()], indices
 
 
 def _pick(candidates: Tensor, indices: Tensor) -> Tensor:
     """candidates (B, C, T) at indices (B, K) -> (B, K, T)."""
     return candidates.take_along_dim(indices.unsqueeze(-1), dim=1)
-
-
-def _rows_of(images: Tensor, beams: int) -> Tensor:
-    return (images[:, None] * beams + torch.arange(beams, device=images.device)).flatten()

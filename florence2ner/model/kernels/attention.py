@@ -43,15 +43,10 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (B, H, L, D), key and value (B', H, S, D) -> (B, L, H, D).
-
-    B may be a multiple of B': then every B / B' consecutive queries, the beams of one image, share key, value and mask.
-    """
+    """transformers' attention interface: query (B, H, L, D), key and value (B, H, S, D) -> (B, L, H, D)."""
     if isinstance(module, Florence2VisionChannelAttention):
         assert scaling is not None
         return _attend_channels(query, key, value, scaling).transpose(1, 2), None
-    if len(key) != len(query):
-        return _attend_shared(query, key, value, attention_mask, scaling), None
     if dropout and query.device.type == "cpu" and not torch.compiler.is_compiling():
         causal = attention_mask is None and query.shape[2] > 1 and getattr(module, "is_causal", False)
         attended = attend_with_dropout(query, key, value, attention_mask, dropout, scaling, causal=causal)
@@ -68,17 +63,14 @@ def _attend_channels(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     return torch.matmul(scores.softmax(dim=-1).to(value.dtype), value)
 
 
-def _attend_shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """A single query position per beam: the beams of an image become the query positions of one kernel call.
+def attend_shared(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Consecutive queries, the beams of an image, attend to the same keys: they become the positions of one call.
 
-    query (B, H, 1, D), key and value (B', H, S, D) -> (B, 1, H, D).
+    query (B * beams, H, 1, D), key and value (B, H, S, D), mask (B, 1, 1, S) -> (B * beams, H, 1, D).
     """
-    beams, heads, length, width = len(query) // len(key), *query.shape[1:]
-    assert length == 1
-    together = query.view(len(key), beams, heads, width).transpose(1, 2)
-    mask = None if mask is None else mask[::beams]
+    together = query.view(len(key), -1, query.shape[1], query.shape[3]).transpose(1, 2)  # (B, H, beams, D)
     attended = nn.functional.scaled_dot_product_attention(together, key, value, mask, scale=scaling)
-    return attended.transpose(1, 2).reshape(len(query), 1, heads, width)
+    return attended.transpose(1, 2).reshape(query.shape)
 
 
 def attend_with_dropout(
