@@ -140,8 +140,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def count(self, tensors: Any) -> None:
         for tensor in tree_iter(tensors):
-            # A sparse tensor has no storage of its own; what it is made of is seen by itself.
-            if isinstance(tensor, Tensor) and tensor.device.type == self.footprint.device.type and not tensor.is_sparse:
+            if isinstance(tensor, Tensor) and tensor.device.type == self.footprint.device.type:
                 self.count_storage(tensor.untyped_storage())
 
     def count_storage(self, storage: UntypedStorage) -> None:
