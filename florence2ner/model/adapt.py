@@ -1,10 +1,9 @@
-"""Prepares a model for training: which parts are frozen, and gradient checkpointing."""
+"""Prepares a model for training: which parts are frozen, and the dtype of the others."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration
 
 
@@ -61,26 +60,3 @@ def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
-
-
-def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:
-    """Enable gradient checkpointing: trained layers recompute their activations in the backward pass.
-
-    transformers does so for the layers of the language model only; the blocks of the vision tower are wrapped here.
-    """
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    for stage in model.model.vision_tower.blocks:
-        for block in stage:
-            _recompute(block)
-
-
-def _recompute(block: nn.Module) -> None:
-    """Wrap the `forward` of `block` in `checkpoint` for when it is trained. Its parameters keep their names."""
-    forward = block.forward
-
-    def recomputed(*args: object) -> object:
-        if block.training and any(parameter.requires_grad for parameter in block.parameters()):
-            return checkpoint(forward, *args, use_reentrant=False)
-        return forward(*args)
-
-    block.forward = recomputed

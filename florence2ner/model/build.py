@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
-from florence2ner.model.adapt import cast_trained, checkpoint_gradients, freeze
+from florence2ner.model.adapt import cast_trained, freeze
 from florence2ner.model.captioner import Captioner
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.checkpoints.mapping import release_mapped_files
 from florence2ner.model.kernels.attention import use_fast_attention
+from florence2ner.model.kernels.checkpointing import checkpoint_gradients
 from florence2ner.model.kernels.compilation import compile_parts
 from florence2ner.model.kernels.dropout import use_fast_dropout
 from florence2ner.model.lora import adapted_layers, is_adapted, train_adapters_only

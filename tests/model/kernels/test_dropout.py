@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration
 
-from florence2ner.model.adapt import checkpoint_gradients
 from florence2ner.model.kernels.attention import use_fast_attention
+from florence2ner.model.kernels.checkpointing import checkpoint_gradients
 from florence2ner.model.kernels.dropout import draw_kept, dropout, share_kept, use_fast_dropout
 from tests.model.support import RATE, model_inputs
 
