@@ -298,7 +298,7 @@ class TrainMachineOptions(MachineOptions):
     panel: ClassVar[str] = "Machine"
 
     gradient_checkpointing: bool = option(
-        True, "Recompute activations in the backward pass: less memory, about a quarter more time."
+        True, "Recompute activations in the backward pass: less memory, about a fifth more time."
     )
     activation_offload: Literal["none", "cpu", "disk"] = option(
         "none",
