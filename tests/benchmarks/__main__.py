@@ -23,14 +23,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--compile", action="store_true", help="caption with torch.compile: minutes more")
-    parser.add_argument("--batch-size", type=int, help="images per micro-batch of training (default: by speed, 1 or 4)")
+    parser.add_argument(
+        "--batch-size", type=int, help="images per micro-batch of training (default: by speed, 1 or 4; 32 on a GPU)"
+    )
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     machine = Machine(torch.device(arguments.device), resolve_mixed_precision("auto"))
     peak = machine.matmul_peak()
     print(f"{machine}, matmul peak {peak / 1e9:.0f} GFLOP/s", flush=True)
-    batch_size = arguments.batch_size or (4 if peak > FAST else 1)
+    default = 32 if machine.device.type == "cuda" else 4 if peak > FAST else 1
+    batch_size = arguments.batch_size or default
     with TemporaryDirectory() as folder:
         figures: dict[str, Any] = {"machine": str(machine), "matmul_peak": peak}
         figures |= training.measure(machine, Path(folder, "training"), batch_size, peak)

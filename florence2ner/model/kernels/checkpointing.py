@@ -1,5 +1,6 @@
 """Gradient checkpointing that keeps what is small and slow to recompute, and recomputes the rest."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,16 +9,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Florence2ForConditionalGeneration
 
+_Function = Callable[[Tensor], Tensor]
 _recomputed = partial(checkpoint, use_reentrant=False)
 
 
 def checkpoint_gradients(model: Florence2ForConditionalGeneration) -> None:
     """Enable gradient checkpointing: trained layers recompute most of their activations in the backward pass.
 
-    In the language model, of each layer two parts are recomputed, one at a time: self-attention, and the feed-forward
-    network with the normalisation before it. Both end with a linear layer, and that isn't computed again, as nothing
-    needs its result; nor is the decoder's cross-attention, whose keys and values are those of a whole image. With whole
-    layers, as transformers has it, an update takes 1.12 times as long. Of the vision tower, whole blocks are.
+    In the language model, the parts of each layer are recomputed one at a time: self-attention, cross-attention and the
+    feed-forward network, each with the normalisation before it. All end with a linear layer, and that isn't computed
+    again, as nothing needs its result; in exchange a part's input is kept. transformers recomputes whole layers. Of the
+    vision tower, whole blocks are.
     """
     language = model.model.language_model
     for layer in (*language.encoder.layers, *language.decoder.layers):
@@ -41,24 +43,36 @@ def _layer(
         of_decoder = () if encoder_hidden_states is None else (encoder_hidden_states, encoder_attention_mask)
         whole: Tensor = forward(hidden, attention_mask, *of_decoder, **options)
         return whole
-    drop = partial(nn.functional.dropout, p=layer.dropout)
-    attended, _ = _recomputed(layer.self_attn, hidden, attention_mask=attention_mask, **options)
-    hidden, normalise = hidden + drop(attended), layer.self_attn_layer_norm
-    if encoder_hidden_states is not None:
-        hidden = normalise(hidden)
-        attended, _ = layer.encoder_attn(
-            hidden, key_value_states=encoder_hidden_states, attention_mask=encoder_attention_mask, **options
-        )
-        hidden, normalise = hidden + drop(attended), layer.encoder_attn_layer_norm
 
-    def feed_forward(hidden: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = normalise(hidden)
+    def attend_own(hidden: Tensor) -> Tensor:
+        attended: Tensor = layer.self_attn(hidden, attention_mask=attention_mask, **options)[0]
+        return attended
+
+    def attend_encoded(hidden: Tensor) -> Tensor:
+        encoded = {"key_value_states": encoder_hidden_states, "attention_mask": encoder_attention_mask}
+        attended: Tensor = layer.encoder_attn(hidden, **encoded, **options)[0]
+        return attended
+
+    def feed_forward(hidden: Tensor) -> Tensor:
         wide = nn.functional.dropout(layer.activation_fn(layer.fc1(hidden)), p=layer.activation_dropout)
-        return hidden, layer.fc2(wide)
+        narrow: Tensor = layer.fc2(wide)
+        return narrow
 
-    hidden, narrow = _recomputed(feed_forward, hidden)
-    done: Tensor = layer.final_layer_norm(hidden + drop(narrow))
+    parts: list[tuple[_Function, _Function]] = [(nn.Identity(), attend_own)]  # each with what is before it
+    normalise = layer.self_attn_layer_norm
+    if encoder_hidden_states is not None:
+        parts.append((normalise, attend_encoded))
+        normalise = layer.encoder_attn_layer_norm
+    for before, compute in (*parts, (normalise, feed_forward)):
+        hidden, change = _recomputed(_part, before, compute, hidden)
+        hidden = hidden + nn.functional.dropout(change, p=layer.dropout)
+    done: Tensor = layer.final_layer_norm(hidden)
     return done
+
+
+def _part(before: _Function, compute: _Function, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = before(hidden)
+    return hidden, compute(hidden)
 
 
 def _block(block: nn.Module, forward: Any, *args: object) -> object:

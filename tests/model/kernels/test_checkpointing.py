@@ -49,9 +49,10 @@ def test_gradients_are_the_same_to_the_bit(captioners: tuple[Captioner, Captione
 
 
 def test_what_is_slow_to_recompute_is_computed_once(built_model: tuple[Any, Any]) -> None:
-    """Of each layer, queries, keys and values are computed again, and the first half of the feed-forward network."""
+    """Again: of each attention queries, keys and values, of each feed-forward network the first half."""
     text_config = built_model[0].config.text_config
     width, layers = text_config.d_model, text_config.encoder_layers + text_config.decoder_layers
+    attentions = layers + text_config.decoder_layers
     counts = []
     for checkpointing in (False, True):
         model, processor = copy.deepcopy(built_model)
@@ -63,7 +64,7 @@ def test_what_is_slow_to_recompute_is_computed_once(built_model: tuple[Any, Any]
             loss_of(captioner, Embeddings(torch.randn(IMAGES, 17, width))).backward()
         counts.append(products.shapes)
     assert counts[1] - counts[0] == {
-        (width, width): 3 * layers,
+        (width, width): 3 * attentions,
         (width, text_config.encoder_ffn_dim): layers,
     }
 
