@@ -1,7 +1,7 @@
 """The language model's decoder, one token at a time for many texts at once.
 
-It computes what transformers' own does with a cache, with the same layers, and without what that does beside it for
-each token, which takes as long as a GPU needs to compute it. All beams of an image share one set of cross-attention
+It computes what transformers' own does with a cache, with the same layers, and without what that does beside them for
+each token, which is half of a tiny model's time. All beams of an image share one set of cross-attention
 keys and values; transformers repeats them for each beam.
 """
 
