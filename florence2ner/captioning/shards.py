@@ -191,8 +191,8 @@ class _Shards:
         self.kept += len(images) - len(todo)
         plan = CaptionPlan(tuple((image.path, questions) for image, questions in todo), kept=0, output=records)
         size = self._worker.config.batch_size
-        batches = (range(at, min(at + size, len(todo))) for at in range(0, len(todo), size))
-        self._worker.work(self._queue, plan, [image for image, _ in todo], batches, self._show)
+        batches = [range(at, min(at + size, len(todo))) for at in range(0, len(todo), size)]
+        self._worker.work(self._queue, plan, [image for image, _ in todo], batches, self._show, share=len(batches))
 
 
 def _images_of(shard: str, faults: Faults) -> Generator[ImageRef, None, None]:

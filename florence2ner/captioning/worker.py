@@ -1,6 +1,7 @@
 """Carries out a captioning plan: processes take images from a work queue, ask the model, write the answers."""
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -194,7 +195,9 @@ class Worker:
                 done = queue.get("done")
                 bar.reach(done, images_per_second=f"{done / (time.perf_counter() - start):.1f}")
 
-            self.work(queue, plan, images, queue.claim(len(images), self.config.batch_size), show)
+            size = self.config.batch_size
+            share = math.ceil(len(images) / (size * self.accelerator.num_processes))
+            self.work(queue, plan, images, queue.claim(len(images), size), show, share=share)
 
             def meanwhile() -> None:
                 show()
@@ -222,17 +225,20 @@ class Worker:
         images: Sequence[ImageRef],
         batches: Iterable[Sequence[int]],
         show: Callable[[], object],
+        *,
+        share: int,
     ) -> None:
         """Caption batches of `images`, which are those of the plan, until there are no more or a signal came.
 
-        `batches` lists the indices of each batch's images. What is done is counted in the queue, then `show` is called.
+        `batches` lists the indices of each batch's images, and is likely to give `share` batches. What is done is
+        counted in the queue, then `show` is called.
         """
         loader = SequentialLoader(
             [Sample(image, "") for image in images],
             self.captioner.processor,
             batches,
             text=False,
-            workers=self.workers,
+            workers=self.workers.for_share(share),
             max_pixels=self.config.max_pixels,
         )
 

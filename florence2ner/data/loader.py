@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Self
 
@@ -47,6 +47,17 @@ class Workers:
             prefetch=prefetch,
             pin_memory=device.type == "cuda" if pin_memory is None else pin_memory,
         )
+
+    def for_share(self, batches: int) -> Self:
+        """These workers, or fewer, for a process whose share of a work queue is so many batches.
+
+        What they keep ready is taken from the queue, and no other process does it: at most half of the share, where
+        that is not less than a batch for each worker; so that the processes end at about the same time.
+        """
+        if not self.processes:
+            return self
+        processes = min(self.processes, max(1, batches))
+        return replace(self, processes=processes, prefetch=min(self.prefetch or 2, max(1, batches // (2 * processes))))
 
 
 NO_WORKERS = Workers()

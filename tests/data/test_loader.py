@@ -70,3 +70,30 @@ def test_workers_are_as_many_as_the_cores_that_the_process_may_use(one_core: Non
     how = {"processes": None, "prefetch": None, "pin_memory": None}
     assert Workers.for_device(torch.device("cuda"), **how).processes == 1
     assert Workers.for_device(torch.device("cpu"), **how).processes == 0
+
+
+@pytest.mark.parametrize(("share", "workers", "ahead"), [(1, 1, 1), (2, 2, 2), (7, 2, 2), (8, 2, 4)])
+def test_a_process_takes_at_most_its_share_of_a_queue_ahead(
+    shapes: Path, tiny_model: Path, share: int, workers: int, ahead: int
+) -> None:
+    _, processor = load_model(tiny_model)
+    samples = discover_samples(shapes, "<CAPTION>").samples
+    taken = []
+
+    def batches() -> Iterator[list[int]]:
+        for index in range(20):
+            taken.append(index)
+            yield [index % len(samples)]
+
+    two = Workers(processes=2).for_share(share)
+    assert two.processes == workers
+    windows = iter(SequentialLoader(samples, processor, batches(), text=False, workers=two))
+    next(windows)
+    assert len(taken) == ahead + 1  # and one in the place of that which was handed over
+    assert len(list(windows)) == 19
+
+
+def test_workers_are_as_told_where_a_share_is_large_and_none_stay_none() -> None:
+    told = Workers(processes=8, prefetch=5, pin_memory=True)
+    assert told.for_share(80) == told
+    assert Workers().for_share(1) == Workers()
