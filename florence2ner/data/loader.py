@@ -1,10 +1,11 @@
 """Loads samples as windows of batches; DataLoader workers decode images ahead of the device where that helps."""
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +22,9 @@ from florence2ner.data.tags import CaptionRule
 from florence2ner.engine import launcher
 from florence2ner.model.inputs import Features
 from florence2ner.process import usable_cores
+
+_MOST_AT_ONCE = 8  # images that one process decodes: a large one takes as many bytes as three times its pixels
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Workers:
         whose cores the model itself keeps busy.
         """
         cores = usable_cores() // launcher.local_processes()
-        chosen = 0 if device.type == "cpu" else min(8, max(1, cores))
+        chosen = 0 if device.type == "cpu" else min(_MOST_AT_ONCE, max(1, cores))
         return cls(
             processes=chosen if processes is None else processes,
             prefetch=prefetch,
@@ -151,11 +155,27 @@ class SampleDataset(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Example]:
+        """Load a whole batch; this is what a DataLoader calls."""
+        return load_at_once(self.__getitem__, draws)
+
     def __getitem__(self, draw: Draw) -> Example:
         sample = self.samples[draw.index]
         if self.features and (encoded := self.features.load(sample.image.key)) is not None:
             return Example(draw, sample, encoded=encoded)
         return load_example(draw, sample, self.image_size, self.augmentation, max_pixels=self.max_pixels)
+
+
+def load_at_once(load: Callable[[Item], Example], items: Sequence[Item]) -> list[Example]:
+    """Load each item, several at once: decoding leaves other threads alone.
+
+    As many as torch has threads in this process, none of which has anything to do meanwhile: one in a worker.
+    """
+    threads = min(torch.get_num_threads(), len(items), _MOST_AT_ONCE)
+    if threads < 2:
+        return [load(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(load, items))
 
 
 def load_example(

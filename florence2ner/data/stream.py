@@ -10,11 +10,18 @@ from transformers import Florence2Processor
 
 from florence2ner.config.options import ReadingOptions, TooLong
 from florence2ner.data.augment import Augmentation
-from florence2ner.data.batch import Batch, Collator, FromLane, Window
+from florence2ner.data.batch import Batch, Collator, Example, FromLane, Window
 from florence2ner.data.captions import fit_captions
 from florence2ner.data.duplicates import digest_of
 from florence2ner.data.lanes import Lane, Position, StreamOrder, Taken
-from florence2ner.data.loader import NO_WORKERS, Workers, image_size_of, leave_signals_to_the_main_process, load_example
+from florence2ner.data.loader import (
+    NO_WORKERS,
+    Workers,
+    image_size_of,
+    leave_signals_to_the_main_process,
+    load_at_once,
+    load_example,
+)
 from florence2ner.data.order import Draw
 from florence2ner.data.samples import Sample
 from florence2ner.data.shards import Faults, labels, read_shard
@@ -174,6 +181,8 @@ class _Batches(IterableDataset[Batch | UserError]):
         return faults.report()
 
     def _load(self, taken: Sequence[Taken]) -> Batch:
-        draws = [Draw(row, visit=one.visit) for row, one in enumerate(taken)]
-        pairs = zip(draws, taken, strict=True)
-        return self.collate([load_example(draw, one.sample, self.image_size, self.augmentation) for draw, one in pairs])
+        def load(item: tuple[int, Taken]) -> Example:
+            row, one = item
+            return load_example(Draw(row, visit=one.visit), one.sample, self.image_size, self.augmentation)
+
+        return self.collate(load_at_once(load, list(enumerate(taken))))

@@ -1,15 +1,20 @@
 """Loading: images that can't be read count for nothing, and shares cover all samples."""
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from florence2ner.data.batch import Batch
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, TrainLoader, Workers
 from florence2ner.data.order import ShuffledOrder, deal
+from florence2ner.data.samples import Sample
 from florence2ner.data.tags import CaptionRule
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.inputs import IGNORE_INDEX
@@ -97,3 +102,41 @@ def test_workers_are_as_told_where_a_share_is_large_and_none_stay_none() -> None
     told = Workers(processes=8, prefetch=5, pin_memory=True)
     assert told.for_share(80) == told
     assert Workers().for_share(1) == Workers()
+
+
+def test_images_that_are_decoded_at_once_are_as_those_decoded_one_by_one(tiny_model: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        name = f"{number:02d}.png"
+        put(tmp_path / name, str(number))
+        Image.new("RGB", (700 - 60 * number, 500), (20 * number, 0, 0)).save(tmp_path / name)
+    (tmp_path / "05.png").write_bytes(b"\x89PNG")
+    _, processor = load_model(tiny_model)
+    samples = discover_samples(tmp_path, "<CAPTION>").samples
+    threads = set()
+
+    class Watched(Sequence[Sample]):
+        def __len__(self) -> int:
+            return len(samples)
+
+        def __getitem__(self, index: Any) -> Any:
+            threads.add(threading.get_ident())
+            return samples[index]
+
+    def load() -> Batch:
+        (window,) = SequentialLoader(Watched(), processor, [list(range(len(samples)))])
+        return window.batches[0]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = load()
+        assert threads == {threading.get_ident()}
+        torch.set_num_threads(4)
+        together = load()
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads) > 2
+    assert torch.equal(together.images.values, alone.images.values)
+    assert together.valid == alone.valid == (*[True] * 5, False, *[True] * 6)
+    assert together.sizes == alone.sizes
+    assert together.failures == alone.failures
