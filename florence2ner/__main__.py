@@ -3,6 +3,7 @@
 It imports next to nothing before it is ready for Ctrl-C.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -14,7 +15,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     from florence2ner import cli
 
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        # At its end, an interpreter looks for garbage among all that torch and transformers have made, which takes more
+        # than a second. What is frozen it leaves alone.
+        gc.freeze()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a whole: help at once."""
+"""The command line as a whole: help at once, and an end at once."""
 
 import resource
 
@@ -25,3 +25,15 @@ def test_help_answers_at_once(cold_start: ColdStart) -> None:
     imported = {line.rpartition("|")[2].strip() for line in errors.splitlines()}
     assert {"typer", "florence2ner.config.commands"} <= imported
     assert not imported & {"torch", "transformers", "accelerate", "numpy", "PIL"}
+
+
+def test_the_end_of_a_command_looks_for_no_garbage(cold_start: ColdStart) -> None:
+    code = (
+        "import atexit, gc, sys; from florence2ner.__main__ import main; sys.argv[1:] = ['tran'];"
+        "atexit.register(lambda: print(len(gc.get_objects()), gc.get_freeze_count())); main()"
+    )
+    run = cold_start("-c", code)
+    output, errors = run.communicate(timeout=60)
+    assert (run.returncode, errors.count("\n")) == (2, 1), errors
+    left, frozen = map(int, output.split())
+    assert left < 100 < 10_000 < frozen

@@ -5,7 +5,6 @@ child becomes `python -m MODULE ARGS`: pid, process group, folder, environment a
 any interpreter does. Only what libraries read while they are imported (HF_HUB_OFFLINE and the like) is the server's.
 """
 
-import atexit
 import ctypes
 import gc
 import os
@@ -139,7 +138,6 @@ def warm_starts() -> Iterator[None]:
 
 def _serve(listener: socket.socket) -> dict[str, Any]:
     """Fork for each request, until stdin ends. Returns a request, in the child that is to become what it says."""
-    atexit.register(gc.unfreeze)  # of this and of the children, or libraries complain that their objects leak
     signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, os.WNOHANG))  # clear attendants away
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         connection = Connection(listener.accept()[0].detach())
