@@ -1,10 +1,14 @@
 """Loads samples as windows of batches; DataLoader workers decode images ahead of the device where that helps."""
 
+import atexit
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any, Self, TypeVar
 
 import torch
@@ -100,7 +104,7 @@ class TrainLoader:
         self.loader = _data_loader(dataset, self.planned, processor, workers, depth=depth, rule=rule)
 
     def __iter__(self) -> Iterator[Window]:
-        batches = iter(self.loader)
+        batches = batches_of(self.loader)
         for window in self.planned.windows():
             yield Window(tuple(islice(batches, len(window))))
 
@@ -128,7 +132,7 @@ class SequentialLoader:
         self.loader = _data_loader(dataset, draws, processor if text else None, workers)
 
     def __iter__(self) -> Iterator[Window]:
-        return (Window((batch,)) for batch in self.loader)
+        return (Window((batch,)) for batch in batches_of(self.loader))
 
 
 class SampleDataset(Dataset[Example]):
@@ -247,6 +251,26 @@ def _data_loader(
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_main_process,
     )
+
+
+def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader, whose workers end with this process even where an exception holds on to them.
+
+    They leave SIGTERM to the main process; but at its end, multiprocessing sends them just that, and waits for them.
+    """
+    before = set(active_children())
+    batches = iter(loader)
+    end = partial(_end, set(active_children()) - before)
+    atexit.register(end)
+    yield from batches
+    atexit.unregister(end)
+
+
+def _end(workers: Collection[BaseProcess]) -> None:
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each
+    for worker in workers:
+        worker.kill()
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:

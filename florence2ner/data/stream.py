@@ -17,6 +17,7 @@ from florence2ner.data.lanes import Lane, Position, StreamOrder, Taken
 from florence2ner.data.loader import (
     NO_WORKERS,
     Workers,
+    batches_of,
     image_size_of,
     leave_signals_to_the_main_process,
     load_at_once,
@@ -97,7 +98,7 @@ class StreamLoader:
 
     def _batches(self) -> Iterator[Batch]:
         """Raises UserError where the shards have no sample."""
-        for batch in self._loader:
+        for batch in batches_of(self._loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch

@@ -104,7 +104,7 @@ def check_equal(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
 
 @contextmanager
 def lost_process_in_one_line(go_on: Callable[[], str], *, timeout: float | None = None) -> Iterator[None]:
-    """A context manager, or decorator, that turns the loss of another process into a UserError.
+    """A context manager, or decorator, that turns the loss of another process, or a worker, into a UserError.
 
     `go_on` is called then, and says what the user should do; `timeout` is how long, in seconds, a process was waited
     for. To be put around all that a command does from the moment that the processes meet.
@@ -112,12 +112,22 @@ def lost_process_in_one_line(go_on: Callable[[], str], *, timeout: float | None 
     try:
         yield
     except Exception as error:
+        if _is_lost_worker(error):
+            raise UserError(
+                "a process that decodes images was killed, as when memory runs out or /dev/shm is too small "
+                f"(docker run --shm-size 16g): free some, or set a lower dataloader_workers; {go_on()}"
+            ) from error
         if launcher.processes() == 1 or not is_lost_process(error):
             raise
         silent = "fell silent" if timeout is None else f"fell silent for {timeout:g} s"
         raise UserError(
             f"lost contact with another process, which was killed, failed or {silent}; {go_on()}"
         ) from error
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether an error means that a worker of a DataLoader died. torch raises it wherever the main process is then."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def is_lost_process(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from florence2ner.data.samples import Sample
 from florence2ner.data.tags import CaptionRule
 from florence2ner.model.checkpoints.loading import load_model
 from florence2ner.model.inputs import IGNORE_INDEX
+from tests.conftest import ColdStart
 from tests.data.support import put
 
 
@@ -140,3 +141,29 @@ def test_images_that_are_decoded_at_once_are_as_those_decoded_one_by_one(tiny_mo
     assert together.valid == alone.valid == (*[True] * 5, False, *[True] * 6)
     assert together.sizes == alone.sizes
     assert together.failures == alone.failures
+
+
+def test_workers_end_with_their_process_though_an_error_holds_on_to_them(
+    cold_start: ColdStart, shapes: Path, tiny_model: Path
+) -> None:
+    code = f"""
+from pathlib import Path
+import florence2ner.data.loader as loader
+from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.model.checkpoints.loading import load_processor
+
+def fails(*args, **kwargs):
+    raise RuntimeError("a bug")
+
+loader.load_pixels = fails
+samples = discover_samples(Path({str(shapes)!r}), "<CAPTION>").samples
+processor, _ = load_processor({str(tiny_model)!r})
+batches = ([index] for index in range(len(samples)))
+for _ in loader.SequentialLoader(samples, processor, batches, workers=loader.Workers(processes=2)):
+    pass
+"""
+    run = cold_start("-c", code)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert errors.count("Traceback") == 2, errors  # the worker's, within ours
+    assert errors.rstrip().endswith("RuntimeError: a bug")

@@ -1,6 +1,7 @@
 """What the processes of a run must agree on, and what they say when one of them is lost."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,34 @@ def test_a_killed_process_ends_a_captioning_with_one_line_when_all_else_is_capti
     assert_one_clear_line(running, killed, "; the same command goes on with the rest")
     if killed == 1:  # process 0 keeps the store, without which nothing goes on
         assert 0 < len(list((tmp_path / "data").glob("*.new"))) < 6
+
+
+def workers_of(running: Running) -> list[int]:
+    """The processes that decode images for the first of the processes. Needs Linux."""
+    pid = running.pids[0]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system doesn't list a process's children")
+@pytest.mark.parametrize("command", ["train", "caption"])
+def test_a_worker_that_is_killed_ends_the_command_with_one_line(
+    make_config: MakeConfig, start: Start, shapes: Path, tmp_path: Path, command: str
+) -> None:
+    data = large(tmp_path / "data", shapes, 24)  # the workers decode for many seconds
+    config = make_config(dataset_path=data, dataloader_workers=2, feature_cache="off", eval_steps=None, epochs=9)
+    write(config, tmp_path)
+    flags = {
+        "train": ("--config", "run.yaml"),
+        "caption": (data, "--existing", "overwrite", "--model-name", config.model_name, "--dataloader-workers", 2),
+    }
+    running = start("florence2ner", command, *flags[command])
+    while len(workers := workers_of(running)) < 2:
+        assert running.poll(0.01) is None, running.stderr
+    os.kill(workers[0], signal.SIGKILL)
+    assert running.wait(60).returncode == 2, running.stderr  # though the other worker heeds no SIGTERM
+    assert "Traceback" not in running.stderr
+    (line,) = (line for line in running.stderr.splitlines() if "error" in line)
+    assert line.startswith("error: a process that decodes images was killed, as when memory runs out or /dev/shm is")
+    again = {"train": "start the same command again", "caption": "the same command goes on with the rest"}
+    assert line.endswith(again[command])
