@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from florence2ner.data.lanes import BLOCK, Lane, Position, StreamOrder, Taken, check_lanes, lanes_for
@@ -61,6 +61,7 @@ def test_shards_are_visited_as_often_as_their_weights_say(weights: Sequence[floa
         assert all(abs(epoch[weight] - weight * number * parts) < 1 for epoch in of_weight)
 
 
+@settings(max_examples=30)  # a second each
 @given(some_shards, st.integers(1, 6), st.data())
 def test_a_lane_goes_on_from_any_position(sizes: Sizes, lanes: int, data: st.DataObject) -> None:
     number = data.draw(st.integers(0, lanes - 1))
