@@ -4,6 +4,7 @@ import atexit
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -262,7 +263,8 @@ def batches_of(loader: DataLoader[Any]) -> Iterator[Any]:
     batches = iter(loader)
     end = partial(_end, set(active_children()) - before)
     atexit.register(end)
-    yield from batches
+    with suppress(GeneratorExit):  # a loop that ends early needs no more of them
+        yield from batches
     atexit.unregister(end)
 
 

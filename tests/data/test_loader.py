@@ -1,8 +1,10 @@
 """Loading: images that can't be read count for nothing, and shares cover all samples."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from florence2ner.data import loader
 from florence2ner.data.batch import Batch
 from florence2ner.data.layouts.pairs import discover_samples
 from florence2ner.data.loader import SequentialLoader, TrainLoader, Workers
 from florence2ner.data.order import ShuffledOrder, deal
 from florence2ner.data.samples import Sample
 from florence2ner.data.tags import CaptionRule
-from florence2ner.model.checkpoints.loading import load_model
+from florence2ner.model.checkpoints.loading import load_model, load_processor
 from florence2ner.model.inputs import IGNORE_INDEX
 from tests.conftest import ColdStart
 from tests.data.support import put
@@ -167,3 +170,23 @@ for _ in loader.SequentialLoader(samples, processor, batches, workers=loader.Wor
     assert run.returncode == 1
     assert errors.count("Traceback") == 2, errors  # the worker's, within ours
     assert errors.rstrip().endswith("RuntimeError: a bug")
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_loop_that_ends_early_leaves_nothing_for_the_end_of_the_process(
+    shapes: Path, tiny_model: Path, processes: int
+) -> None:
+    samples = discover_samples(shapes, "<CAPTION>").samples
+    processor, _ = load_processor(tiny_model)
+    assert not waiting_for_the_end()
+    batches = [[index] for index in range(len(samples))]
+    windows = iter(SequentialLoader(samples, processor, batches, workers=Workers(processes)))
+    next(windows)
+    assert len(waiting_for_the_end()) == 1
+    del windows
+    assert not waiting_for_the_end()
+
+
+def waiting_for_the_end() -> list[Any]:
+    """What atexit holds for loops that have not ended: it can't be asked itself."""
+    return [thing for thing in gc.get_objects() if type(thing) is partial and thing.func is loader._end]
