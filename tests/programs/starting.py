@@ -158,10 +158,10 @@ def _attend(connection: Connection) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request: dict[str, Any] = connection.recv()
     pid = os.fork()
+    os.setpgid(pid, pid or os.getpid())  # both do it: neither may go on in a child without a group of its own
     if pid == 0:
         connection.close()
         return request
-    os.setpgid(pid, pid)
     with suppress(OSError):
         connection.send(pid)
         if connection in select.select([connection, os.pidfd_open(pid)], [], [])[0]:
