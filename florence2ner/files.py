@@ -79,6 +79,40 @@ def nearest_folder(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder` to be filled, which gets its name at the end; it goes where an error is raised.
+
+    A link stays one: its target is made. Raises UserError, at once, where something is in `folder` or it can't be made;
+    and where the disk is full.
+    """
+    target = Path(os.path.realpath(folder))
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(f"{folder} exists already: name a new folder")
+    check_writable(target.parent, "name another folder")
+    unfinished = target.with_name(f".{target.name}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(target)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_disk_full(error, target.parent):
+            raise UserError(f"the disk is full, {folder} can't be written: free some space") from error
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def is_disk_full(error: Exception, folder: Path) -> bool:
+    """Whether a write in `folder` failed for want of space. safetensors and torch say so only in a message, or not."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < 2**20
+
+
 def sweep_unfinished(folder: Path) -> None:
     """Remove temporary files of `write_text` that processes left in a folder when they were killed."""
     with suppress(OSError), os.scandir(folder) as entries:

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from florence2ner.errors import UserError
-from florence2ner.files import append_text, check_free, hold, holder, open_regular, read_regular, temporary, write_text
+from florence2ner.files import (
+    append_text,
+    check_free,
+    hold,
+    holder,
+    new_folder,
+    open_regular,
+    read_regular,
+    temporary,
+    write_text,
+)
 from florence2ner.process import name_of_this
 from tests.support import files_in
 
@@ -32,6 +42,38 @@ def test_temporary_names_differ_between_machines_and_fit_any_file_system(tmp_pat
     name = temporary(tmp_path / ("x" * 250 + ".txt")).name
     assert socket.gethostname() in name
     assert len(name) < 255
+
+
+def test_a_new_folder_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    (tmp_path / ".made.unfinished").mkdir()  # of a process that was killed
+    (tmp_path / ".made.unfinished" / "old").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/target")
+    for name in ("made", "empty", "link", "deep/below"):
+        with new_folder(tmp_path / name) as unfinished:
+            assert not any(unfinished.iterdir())
+            (unfinished / "file").write_text(name)
+            assert not (tmp_path / name / "file").exists()
+        assert (tmp_path / name / "file").read_text() == name
+    assert (tmp_path / "elsewhere" / "target" / "file").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "empty", "link", "deep", "elsewhere"}
+
+
+def test_a_new_folder_that_fails_leaves_nothing(tmp_path: Path, small_disk: Path) -> None:
+    (tmp_path / "file").touch()
+    before = files_in(tmp_path)
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=rf"{path} exists already: name a new folder"), new_folder(path):
+            pytest.fail("it was refused")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "new") as unfinished:
+        (unfinished / "part").write_text(str(1 // 0))
+    with (
+        pytest.raises(UserError, match=r"the disk is full, .*/new can't be"),
+        new_folder(small_disk / "new") as n,
+    ):
+        (n / "part").write_bytes(bytes(25 * 2**20))
+    assert files_in(tmp_path) == before
+    assert not any(small_disk.iterdir())
 
 
 def test_what_is_held_is_refused_by_name_and_freed_without_a_trace(tmp_path: Path) -> None:

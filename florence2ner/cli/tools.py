@@ -39,11 +39,12 @@ def _init_model(
     from florence2ner.data.layouts.pairs import read_captions
     from florence2ner.model.checkpoints.scratch import init_model
 
-    left_out = LeftOut()
+    display, left_out = Display(is_main=True), LeftOut()
     captions = read_captions(dataset_path, extensions=caption_extension or (CAPTION_EXTENSION,), left_out=left_out)
     for line in left_out.report():
-        Display(is_main=True).warn(line)
+        display.warn(line)
     init_model(directory, preset=preset, captions=captions, seed=seed)
+    display.say(f"done: {directory}")
 
 
 @app.command("convert")
@@ -63,6 +64,7 @@ def _convert(
     from florence2ner.model.checkpoints.loading import convert
 
     convert(find_model(source), destination, layout=layout, dtype=dtype)
+    Display(is_main=True).say(f"done: {destination}")
 
 
 @app.command("push")

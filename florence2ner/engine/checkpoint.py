@@ -1,6 +1,5 @@
 """Checkpoints of a training run: writing them atomically, deleting old ones, and restoring the state from one."""
 
-import errno
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from florence2ner.engine.run_files import (
     list_checkpoints,
 )
 from florence2ner.errors import UserError
-from florence2ner.files import write_text
+from florence2ner.files import is_disk_full, write_text
 
 UNFINISHED = ".unfinished-"  # begins the name of what is being written or deleted in a run folder
 
@@ -70,7 +69,7 @@ def save_checkpoint(
     try:
         _write(accelerator, unfinished, final, state, export, with_weights=with_weights)
     except Exception as error:
-        full = _is_disk_full(error, run_dir)
+        full = is_disk_full(error, run_dir)
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         if full:
@@ -247,13 +246,6 @@ def _unwrap_models(models: list[Any], directory: str) -> None:
 def _leave_out_models(models: list[Any], directory: str) -> None:
     """Load hook: have Accelerate load no weights, as the model was loaded from the export."""
     models.clear()
-
-
-def _is_disk_full(error: Exception, directory: Path) -> bool:
-    """Whether a failed write ran out of space. safetensors and torch say so only in the message, or not at all."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left" in str(error) or shutil.disk_usage(directory).free < 2**20
 
 
 def _flush(directory: Path) -> None:

@@ -17,7 +17,7 @@ from florence2ner.watching.reading import Standing, find_run, read_run
 from florence2ner.watching.record import DONE, Record, how_to_resume
 
 WATCH_SECONDS = 2.0  # between two looks at the files
-_SPARKS = 60  # values of the loss that are drawn
+_SPARKS = 36  # values of the loss that are drawn, in a line of at most 80 columns
 _SHOWN = 2  # captions
 _NARROWEST = 17  # of the first column, which lets the lines of most runs stay where they are
 

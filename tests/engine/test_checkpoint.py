@@ -1,8 +1,5 @@
 """Whole checkpoints: what a full disk leaves, and a kill at any moment of a save."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +7,6 @@ import pytest
 from florence2ner import UserError, load_model, train
 from florence2ner.engine.run_files import list_checkpoints
 from tests.conftest import MakeConfig, Start
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(make_config: MakeConfig, small_disk: Path) -> None:

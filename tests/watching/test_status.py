@@ -124,7 +124,7 @@ def test_it_needs_no_torch_and_takes_what_the_files_hold(tmp_path: Path) -> None
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(re.search(r"loss +\S+ (\S+) the last 60", done.stdout)[1]) == 60
+    assert len(re.search(r"loss +\S+ (\S+) the last 36", done.stdout)[1]) == 36
 
 
 def test_to_watch_needs_a_terminal(tmp_path: Path) -> None:

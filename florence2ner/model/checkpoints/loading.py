@@ -16,6 +16,7 @@ from transformers import Florence2Config, Florence2ForConditionalGeneration, Flo
 from transformers.utils import logging
 
 from florence2ner.errors import UserError
+from florence2ner.files import new_folder
 from florence2ner.model.checkpoints.adapters import (
     attach_adapter,
     base_of,
@@ -181,16 +182,12 @@ def convert(source: str, destination: Path, *, layout: Layout, dtype: Precision 
     """Write the model `source` (a directory or a hub id, in either layout) to a new directory, in the layout given.
 
     An adapter of LoRA is merged into its base. The weights are cast to `dtype`; "keep" is the widest of those that the
-    source has. Raises UserError when the destination exists, and as `load_model` and `save_model` do.
+    source has. Raises UserError as `new_folder`, `load_model` and `save_model` do.
     """
-    if destination.exists():
-        raise UserError(f"{destination} exists already: name a new folder")
-    directory = _locate(source)
-    model, processor = load_model(directory, dtype=_DTYPES.get(dtype) or _stored_dtype(directory))
-    unfinished = destination.with_name(f".{destination.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_model(model, processor, unfinished, layout=layout)
-    unfinished.rename(destination)
+    with new_folder(destination) as unfinished:
+        directory = _locate(source)
+        model, processor = load_model(directory, dtype=_DTYPES.get(dtype) or _stored_dtype(directory))
+        save_model(model, processor, unfinished, layout=layout)
 
 
 def _locate(name: str, *, weights: bool = True) -> Path:

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from florence2ner.errors import UserError
+from florence2ner.files import new_folder
 from florence2ner.model.checkpoints.loading import quiet_transformers, save_model
 from florence2ner.model.checkpoints.processing import (
     build_generation_config,
@@ -82,12 +82,11 @@ _SIZES: dict[Preset, _Size] = {
 def init_model(directory: Path, *, preset: Preset, captions: Iterable[str], seed: int) -> None:
     """Write a new model with random weights, see `build_model`, to `directory`, in the native layout.
 
-    Raises UserError when the directory exists and is not empty.
+    Raises UserError as `new_folder` does.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} exists already: name a new folder for the model")
-    model, processor = build_model(preset, captions, seed=seed)
-    save_model(model, processor, directory)
+    with new_folder(directory) as unfinished:
+        model, processor = build_model(preset, captions, seed=seed)
+        save_model(model, processor, unfinished)
 
 
 def build_model(

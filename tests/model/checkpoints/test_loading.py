@@ -39,6 +39,7 @@ def test_native_to_original_to_native_is_bit_identical(command: Start, tiny_mode
 
 
 def test_a_destination_that_exists_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"exists already"):
         convert(str(tiny_model), tmp_path, layout="original")
 

@@ -38,7 +38,7 @@ def test_what_is_written_is_what_is_built_and_an_empty_folder_will_do(tmp_path: 
 def test_a_folder_that_holds_something_and_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(UserError, match=f"{place} exists already: name a new folder for the model"):
+        with pytest.raises(UserError, match=f"{place} exists already: name a new folder"):
             init_model(place, preset="tiny", captions=CAPTIONS, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
