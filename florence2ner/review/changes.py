@@ -132,9 +132,9 @@ class Changes:
             verb = "accept" if accepted else "take back"
             if changes:
                 self._make(f"{verb} {self._named(changes)}", changes)
-            rest = f"; {left_out} without a caption that can be trained on are left out" if left_out else ""
+            rest = f"; left out, without a caption that can be trained on: {left_out}" if left_out else ""
             word = "accepted" if accepted else "not accepted any more"
-            counted = f"{len(changes)} captions are {word}" if len(numbers) > 1 else word
+            counted = f"{_counted(changes)} {word}" if len(numbers) > 1 else word
             return Outcome(counted + rest, self._items(changes))
 
     def preview(self, items: Sequence[int], wish: Wish) -> Preview:
@@ -177,7 +177,7 @@ class Changes:
             if not changes:
                 return Outcome("nothing has changed", ())
             self._make(f"{wish.words} in {self._named(changes)}", changes)
-            return Outcome(f"{len(changes)} captions changed", self._items(changes))
+            return Outcome(f"{_counted(changes)} changed", self._items(changes))
 
     def undo(self) -> Outcome:
         """Undo the last change that is not undone. Files that were changed by others since are left as they are."""
@@ -197,7 +197,7 @@ class Changes:
             changes = [change for change in wanted if not change.text or self._content(change.file) == change.text[0]]
             kept = len(wanted) - len(changes)
             self._make(entry.what, changes, undoes=entry.id if undo else None, redoes=None if undo else entry.id)
-            rest = f"; {kept} that were changed on the disk since are left as they are" if kept else ""
+            rest = f"; left as they are, changed on the disk since: {kept}" if kept else ""
             return Outcome(f"{'undone' if undo else 'done again'}: {entry.what}{rest}", self._items(wanted))
 
     # --- from text to files -------------------------------------------------------------------------------------------
@@ -280,7 +280,11 @@ class Changes:
 
     @staticmethod
     def _named(changes: Sequence[Change]) -> str:
-        return as_utf8(changes[0].file) if len(changes) == 1 else f"{len(changes)} captions"
+        return as_utf8(changes[0].file) if len(changes) == 1 else _counted(changes)
+
+
+def _counted(changes: Sequence[Change]) -> str:
+    return f"{len(changes)} caption{'' if len(changes) == 1 else 's'}"
 
 
 def _joined(changes: Sequence[Change]) -> list[Change]:

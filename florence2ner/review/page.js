@@ -807,6 +807,10 @@
     clearTimeout(typing);
     typing = setTimeout(() => doing(() => search()), 200);
   });
+  $("words").addEventListener("search", () => { // Escape or its cross has emptied it, which is no input
+    clearTimeout(typing);
+    doing(() => search());
+  });
   $("filter").addEventListener("change", () => { $("filter").blur(); doing(() => search()); });
   window.addEventListener("beforeunload", (event) => { if (isDirty()) event.preventDefault(); });
 

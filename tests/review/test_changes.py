@@ -69,7 +69,7 @@ def test_undo_leaves_what_others_changed_since(photos: Path) -> None:
     change_all(opened, RED)
     (photos / "3.txt").write_text("theirs")
     outcome = opened.changes.undo()
-    assert outcome.message.endswith("; 1 that were changed on the disk since are left as they are")
+    assert outcome.message.endswith("; left as they are, changed on the disk since: 1")
     assert (photos / "3.txt").read_text() == "theirs"
     assert (photos / "2.txt").read_text() == "a red thing, number 2\n"
     assert opened.changes.redo().message.startswith("done again")
@@ -148,7 +148,9 @@ def test_a_caption_that_is_not_utf8_is_shown_mended_and_given_back_by_undo(photo
 
 def test_what_is_accepted_is_a_text(photos: Path) -> None:
     opened = Opened(photos)
-    opened.changes.accept([0, 1], accepted=True)
+    assert opened.changes.accept([1], accepted=True).message == "accepted"
+    assert opened.changes.accept([0, 1], accepted=True).message == "1 caption accepted"
+    assert opened.changes.accept([0, 1], accepted=True).message == "0 captions accepted"
     assert opened.is_accepted("0.png")
     opened.edit("0.png", "another")
     assert not opened.is_accepted("0.png")

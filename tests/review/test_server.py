@@ -196,7 +196,7 @@ def test_a_hundred_thousand_images_open_at_once_and_stay_small(start: Start, pho
     assert reviewing.get("/api/view?words=number+0")["total"] == count + 1
     assert reviewing.post("/api/accept", items=[5])["message"] == "accepted"
     items = reviewing.get(f"/api/view/{view['view']}/items")
-    assert reviewing.post("/api/accept", items=items)["message"] == f"{count + 5} captions are accepted"
+    assert reviewing.post("/api/accept", items=items)["message"] == f"{count + 5} captions accepted"
     status = Path(f"/proc/{reviewing.running.pids[0]}/status").read_text()
     peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
     assert peak < 1_500_000  # kilobytes, of which the imports of the tests' server are most
