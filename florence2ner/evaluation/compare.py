@@ -22,7 +22,7 @@ class Difference:
     metric: MetricName
     before: float
     after: float
-    interval: Interval | None  # 95%, of after - before; None where there is none, such as of mAP
+    interval: Interval | None  # 95%, of after - before; None where there is none: of mAP, of few images
     wins: int = 0  # images that `after` scores better on
     losses: int = 0
     ties: int = 0
@@ -34,18 +34,20 @@ class Difference:
 
     @property
     def is_worse(self) -> bool:
-        """Whether `after` is worse, and the interval (where there is one) leaves no doubt."""
+        """Whether `after` is worse, and beyond doubt."""
         return METRICS[self.metric].is_better(self.before, self.after) and self.is_sure
 
     @property
     def is_better(self) -> bool:
-        """Whether `after` is better, and the interval (where there is one) leaves no doubt."""
+        """Whether `after` is better, and beyond doubt."""
         return METRICS[self.metric].is_better(self.after, self.before) and self.is_sure
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval excludes no change."""
-        return self.interval is None or not self.interval[0] <= 0 <= self.interval[1]
+        """Whether the interval excludes no change. Of metrics that never have one, such as mAP, the figures decide."""
+        if self.interval is None:
+            return not isinstance(METRICS[self.metric], Summed)
+        return not self.interval[0] <= 0 <= self.interval[1]
 
     def in_words(self) -> tuple[str, str, str, str, str]:
         """Label, both figures, their difference and its interval, as people read them."""

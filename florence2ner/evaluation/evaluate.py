@@ -20,12 +20,14 @@ from florence2ner.display import Display
 from florence2ner.engine.collectives import lost_process_in_one_line
 from florence2ner.engine.run_files import find_model
 from florence2ner.engine.runtime import autocast_dtype, make_accelerator, precision_note
+from florence2ner.errors import UserError
 from florence2ner.evaluation.compare import Comparison, compare
 from florence2ner.evaluation.report import short_names, write_report
 from florence2ner.evaluation.result import Evaluation, as_json
 from florence2ner.evaluation.samples import evaluate_samples
 from florence2ner.evaluation.shown import print_comparison, print_evaluation
 from florence2ner.files import check_writable, write_text
+from florence2ner.metrics.bootstrap import FEWEST
 from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.table import check_metrics
 from florence2ner.model.build import load_captioner
@@ -42,7 +44,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
     With `config.against`, that model is evaluated on the same images, and the two are compared.
     Every process must call this; each gets the whole result. As in training, captions that are too long for the model
     are left out. Raises UserError for a dataset without captioned images or with too long captions only, a model that
-    can't be loaded, a metric whose package is missing, an output that can't be written and a process that was lost.
+    can't be loaded, a metric whose package is missing, an output that can't be written, `fail_if_worse` with too few
+    images and a process that was lost.
     """
     check_metrics(config.eval_metrics)
     accelerator = make_accelerator(
@@ -57,6 +60,8 @@ def evaluate(config: EvalConfig) -> Evaluation:
         if file:
             check_writable(file.parent, f"choose another {flag}")
     folders, found = _discover(config, display)
+    if config.fail_if_worse and len(found) < FEWEST:
+        raise UserError(f"fail_if_worse needs {FEWEST} images to tell what is no chance, and there are {len(found)}")
     wanted = [config.model_name, config.against] if config.against else [config.model_name]
     names = broadcast_object_list([find_model(name) for name in wanted])  # a run that goes on may find a better one
     for name in names[1:]:

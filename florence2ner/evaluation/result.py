@@ -49,7 +49,9 @@ class Evaluation:
         for name in self.figures:
             metric = METRICS[name]
             if isinstance(metric, Summed):
-                (found[name],), _ = intervals(metric, parts_of(metric, observed))
+                (limits,), _ = intervals(metric, parts_of(metric, observed))
+                if limits:
+                    found[name] = limits
         return found
 
 

@@ -12,6 +12,7 @@ from florence2ner.errors import UserError
 from florence2ner.evaluation.compare import Comparison, compare
 from florence2ner.evaluation.record import read_rows, recorded_steps
 from florence2ner.evaluation.rows import Row
+from florence2ner.metrics.bootstrap import FEWEST
 from florence2ner.metrics.names import MetricName
 from florence2ner.metrics.table import METRICS, check_metrics, names_for
 from florence2ner.training.context import Context
@@ -52,7 +53,9 @@ def tell_whether_better(context: Context, state: TrainState) -> Comparison | Non
     metrics = dict.fromkeys((context.config.metric_for_best, *_TOLD))
     differences = [entry for name in metrics if (entry := comparison.of(name))]
     lines = "".join(f"\n  {difference}" for difference in differences)
-    context.display.say(f"from update {first} to {best}, on {len(comparison.before)} held-out images:{lines}")
+    images = len(comparison.before)
+    counted = f"{images} held-out image{'' if images == 1 else 's'}" + (", too few for intervals" * (images < FEWEST))
+    context.display.say(f"from update {first} to {best}, on {counted}:{lines}")
     return comparison
 
 

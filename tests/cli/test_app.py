@@ -99,7 +99,7 @@ OWN_LINES = {
         r"Weights & Biases runs offline \(.*\); upload later with: wandb sync .*",
         r"training [\d,]+ of [\d,]+ parameters .*",
         r"step \d: eval loss [\d.]+, perplexity [\d.]+, exact match [\d.]+%, CIDEr-D [\d.]+",
-        r"from update 0 to 2, on \d held-out images:",
+        r"from update 0 to 2, on \d held-out images, too few for intervals:",
         r"  (loss|exact match|CIDEr-D) .* -> .*, .*",
         r"  truth      .*",
         r"  prediction .*",

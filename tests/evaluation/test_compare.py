@@ -67,6 +67,15 @@ def test_the_better_model_wins_where_it_is_better() -> None:
     assert (back.wins, back.losses) == (cider.losses, cider.wins)
 
 
+def test_few_images_leave_a_doubt() -> None:
+    poor = rows_of(*made_pairs(20))[:4]
+    loss = compare(poor, [replace(row, nats=row.nats - 1) for row in poor]).of("eval/loss")
+    assert loss is not None
+    assert (loss.interval, loss.wins) == (None, 4)
+    assert not loss.is_better
+    assert str(loss) == f"loss {loss.before:.4f} -> {loss.after:.4f}, {loss.change:+.3f}"
+
+
 def test_the_largest_differences_come_first() -> None:
     texts = ["a red star", "a blue circle", "a green square"]
     before = rows_of(["a red star", "a blue star", "nothing"], [[text] for text in texts])

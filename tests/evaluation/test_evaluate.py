@@ -166,6 +166,12 @@ def test_ci_fails_where_a_model_is_worse(
     assert same.returncode == 0
     assert "the largest differences" not in same.stdout
 
+    draw_dataset(tmp_path / "few", 4, seed=1)
+    old = ("--model-name", models["old"], "--against", models["old"])
+    few = command("eval", *old, "--dataset-path", "few", *judged)
+    assert few.returncode == 2
+    assert few.stderr.endswith("error: fail_if_worse needs 5 images to tell what is no chance, and there are 4\n")
+
 
 @pytest.mark.parametrize(
     ("settings", "message"),

@@ -23,8 +23,9 @@ def test_captions_and_figures(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_two_models_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    truths = [["a red star"], ["a blue dog"], ["a map"]]
-    before, after = rows_of(["no", "a blue dog", "x"], truths), rows_of(["a red star", "a blue dog", "a map"], truths)
+    texts = ["a red star", "a blue dog", "a map", "a hat", "no"]
+    truths = [[text] for text in texts]
+    before, after = rows_of(["no", "a blue dog", "x", "y", "no"], truths), rows_of(texts, truths)
     print_comparison(compare(before, after), before="old", after="new", show=1, by="eval/exact_match")
     printed = capsys.readouterr().out
     assert "the largest differences in exact match:" in printed
@@ -32,13 +33,13 @@ def test_two_models_side_by_side(capsys: pytest.CaptureFixture[str], monkeypatch
     exact = next(line for line in printed.splitlines() if "exact match" in line)
     assert [cell.strip() for cell in exact.split("│")[1:-1]] == [
         "exact match",
-        "33.3%",
+        "40.0%",
         "100.0%",
-        "+66.7",
+        "+60.0",
         "[0.0, 100.0]",
-        "2",
+        "3",
         "0",
-        "1",
+        "2",
     ]
     assert "old" in printed
     assert "new" in printed

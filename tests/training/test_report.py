@@ -34,7 +34,8 @@ class _Watching(Callback):
 def test_the_page_is_renewed_at_each_evaluation_and_says_at_the_end_whether_it_got_better(
     make_config: MakeConfig,
 ) -> None:
-    config = make_config(epochs=2, eval_steps=2, save_steps=2, eval_before_training=True, log_every=1)
+    settings = {"epochs": 3, "eval_steps": 2, "save_steps": 2, "eval_before_training": True, "log_every": 1}
+    config = make_config(**settings, eval_split_count=8, eval_captions=2)
     report = config.run_dir / REPORT_FILE
     watching = _Watching(report)
     result = train(config, callbacks=[watching])
@@ -48,7 +49,7 @@ def test_the_page_is_renewed_at_each_evaluation_and_says_at_the_end_whether_it_g
         assert page.locator(".tiles li").first.inner_text().split() == ["6", "of", "6", "update"]
         titles = page.locator("figcaption b").all_inner_texts()
         assert {"Loss", "Learning rate", "Gradient norm", "Speed", "CIDEr-D", "exact match"} <= {*titles}
-        assert page.locator(".card img").count() == 2, "the images that are held out"
+        assert page.locator(".card img").count() == 2, "the images that captions are written for"
         assert not watched.errors
 
 

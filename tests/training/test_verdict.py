@@ -19,7 +19,10 @@ def test_a_run_ends_with_its_first_and_best_evaluation(
     result = train(config)
     said = capsys.readouterr().err
     best = int(result.best.name.removeprefix("step-"))
-    found = re.search(rf"from update 0 to {best}, on 2 held-out images:\n  (loss .*)\n  (exact match .*)\n", said)
+    found = re.search(
+        rf"from update 0 to {best}, on 2 held-out images, too few for intervals:\n  (loss .*)\n  (exact match .*)\n",
+        said,
+    )
     assert found, said
     assert result.comparison is not None
     loss = result.comparison.of("eval/loss")
@@ -49,7 +52,7 @@ def test_a_run_that_is_resumed_compares_with_what_it_began_from(
     assert second is not None
     assert second.before == first.before
     assert second.after != first.after
-    assert "from update 0 to 4, on 2 held-out images:" in capsys.readouterr().err
+    assert "from update 0 to 4, on 2 held-out images, too few for intervals:" in capsys.readouterr().err
 
 
 def test_a_record_that_somebody_spoilt_is_a_warning(
