@@ -45,15 +45,17 @@ app = typer.Typer(
 def main() -> None:
     """Entry point: run the command of `sys.argv` and exit.
 
-    Exit codes: 0 done, 1 `inspect` found what breaks training, 2 a mistake that the user can mend (shown in one line),
-    3 some images could not be captioned, 130 interrupted by SIGINT, 141 the reader of standard output went away, 143
-    interrupted by SIGTERM.
+    Exit codes: 0 done, 1 `inspect` found what breaks training or `eval` a worse model, 2 a mistake that the user can
+    mend (shown in one line), 3 some images could not be captioned, 130 interrupted by SIGINT, 141 the reader of
+    standard output went away, 143 interrupted by SIGTERM.
     """
     hide_lines_of_libraries()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:
-        _fail(error.format_message())
+        if not (message := error.format_message()):  # no argument at all: the help has been shown
+            sys.exit(2)
+        _fail(message)
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:

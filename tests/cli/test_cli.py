@@ -27,6 +27,14 @@ def test_help_answers_at_once(cold_start: ColdStart) -> None:
     assert not imported & {"torch", "transformers", "accelerate", "numpy", "PIL"}
 
 
+def test_without_a_command_the_help_is_all_that_is_printed(cold_start: ColdStart) -> None:
+    alone = cold_start("-m", "florence2ner")
+    output, errors = alone.communicate(timeout=60)
+    assert alone.returncode == 2
+    assert not errors
+    assert output.strip() == cold_start("-m", "florence2ner", "--help").communicate(timeout=60)[0].strip()
+
+
 def test_the_end_of_a_command_looks_for_no_garbage(cold_start: ColdStart) -> None:
     code = (
         "import atexit, gc, sys; from florence2ner.__main__ import main; sys.argv[1:] = ['tran'];"
