@@ -96,20 +96,22 @@ def rouge(observed: Sequence[Observed], name: str) -> list[float]:
 
 
 def has_word_list() -> bool:
-    """Whether METEOR's list of synonyms, WordNet, is among nltk's data. Nothing is downloaded."""
-    import nltk
+    """Whether METEOR's list of synonyms, WordNet, is among nltk's data, and can be read. Nothing is downloaded."""
+    from nltk.corpus import wordnet
 
-    for place in ("corpora/wordnet", "corpora/wordnet.zip"):
-        try:
-            nltk.data.find(place)
-        except LookupError:
-            continue
-        return True
-    return False
+    try:
+        wordnet.ensure_loaded()
+    except (LookupError, OSError):
+        return False
+    return True
 
 
 def meteor(observed: Sequence[Observed]) -> list[float]:
-    """METEOR of each caption, from 0 to 1, as nltk computes it, on words in lower case."""
+    """METEOR of each caption, from 0 to 1, as nltk computes it, on words in lower case.
+
+    After Lavie and Agarwal, "METEOR: An Automatic Metric for MT Evaluation with High Levels of Correlation with Human
+    Judgments" (2007); but nltk looks for synonyms of what it has stemmed: "large" is none of "big", as it is "larg".
+    """
     from nltk.translate.meteor_score import meteor_score
 
     return [
