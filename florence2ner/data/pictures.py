@@ -126,13 +126,18 @@ def decode(source: ImageRef, max_pixels: int, at_least: tuple[int, int] | None =
             raise ImageError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
         turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns TIFFs itself
         box = (0.0, 0.0, float(width), float(height))
-        if at_least and min(size) / 2 >= _DRAFT_MARGIN * max(at_least):
+        if at_least and image.format in ("JPEG", "MPO") and min(size) / 2 >= _DRAFT_MARGIN * max(at_least):
             _, box = image.draft(None, (width // 2, height // 2)) or (None, box)
         return Decoded(_to_opaque(_to_8_bits(image)), box, size, turn, image.info.get("icc_profile"))
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation of an opened image; 1 for upright, and where it is missing, broken or unknown."""
+    """EXIF's orientation of an opened image; 1 for upright, and where it is missing, broken or unknown.
+
+    A JPEG XL has an orientation of its own, by which its decoder has turned it, unless it is a JPEG that was packed.
+    """
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1
     with suppress(Exception), _quiet_pillow():  # a picture with broken EXIF can still be fine
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         return orientation if orientation in _TURNS else 1

@@ -1,5 +1,6 @@
 """Every image that people have: odd files made here, and their pixels against a computation of our own."""
 
+import base64
 import io
 import os
 import struct
@@ -143,7 +144,6 @@ def test_sixteen_bits_span_the_eight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("plugin", ["pillow_heif", "pillow_jxl"])
 def test_plugins_are_used_where_they_are_installed(tmp_path: Path, plugin: str) -> None:
-    pytest.importorskip(plugin)
     assert formats.load_plugin(plugin)
     path = tmp_path / ("a.HEIC" if plugin == "pillow_heif" else "a.jxl")
     path.write_bytes(encoded(PICTURE, "HEIF" if plugin == "pillow_heif" else "JXL", quality=95))
@@ -164,22 +164,62 @@ STORED: dict[int, Callable[[Array], Array]] = {
 }
 
 
-@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tiff", "avif", "heic", "jxl"])
 @pytest.mark.parametrize("orientation", STORED)
 def test_all_orientations_give_the_same_picture(tmp_path: Path, extension: str, orientation: int) -> None:
+    if plugin := formats.PLUGINS.get(f".{extension}"):
+        assert formats.load_plugin(plugin)
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{extension}"
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](PICTURE)))
-    stored.save(path, exif=exif, **({} if extension in ("png", "tiff") else {"quality": 95}))
+    if extension == "jxl":  # a photograph of a camera, packed
+        stored.save(tmp_path / "a.jpg", exif=exif, quality=95)
+        with Image.open(tmp_path / "a.jpg") as camera:
+            camera.save(path, lossless_jpeg=True)
+    else:
+        stored.save(path, exif=exif.tobytes(), **({} if extension in ("png", "tiff") else {"quality": 95}))
     assert worst(pixels(path), PICTURE, lossy=True) <= 6
-    assert read_size(ImageRef.at(path)) == (stored.size, orientation)
+    # The plugin for HEIC turns what it reads.
+    assert read_size(ImageRef.at(path)) == (((48, 32), 1) if extension == "heic" else (stored.size, orientation))
     picture = load_pixels(ImageRef.at(path), (24, 60))  # not square: the turn comes after the squash
     assert picture.size == (48, 32)
     expected = to_pixels(load_image(ImageRef.at(path)), (24, 60))
     # Of the two passes of a squash Pillow 13 makes the cheaper one first, 12 always the horizontal one, however the
     # picture lies; between them it rounds.
     assert (picture.pixels.int() - expected.int()).abs().max() <= (4 if PIL.__version__.startswith("12.") else 2)
+
+
+# `PICTURE` as a camera stores it with orientation 6, encoded by cjxl, which notes that in its header.
+TURNED_JXL = (
+    "{|XC+1rmx&0s*uH<(Lux02L~uj2pb1>-q9ShsCsw>kMtRZDC2G$T&7hCvcdgpg@{!H^!(Kr5M#1gCRFC{r?33pSq+ZQjHq)lHbt2l0WI?YbLM(G0}"
+    "?IJpY!G(m6g3!}<&}684Ps3_itB_=282#63!AUq9ydPZ}2v0M<3lX^#NF!E_1xgXfQ%yKT=e7kGMw6i97Lk-Uj9XNGfm6XQ&bqn1eUr&FZ6GL;egu"
+    "po6k?ciz&tw*@0D>E(td!~z&9|9`*g8z&mjxAFaL{E?CB@cwrh`90vTJ|45ZD5~(ulb2(V66Q(mrHo7_0lrPO_E>(Q^MZLe)eBe2=hzwd(8!VO0Zp"
+    "0?U34{`q>>cB@|oLFv=<jRZUjPGD!!AdNHi7x)CoHOW$hZ#;_TO4*"
+)
+
+
+def test_a_jpeg_xl_is_turned_by_its_header_and_not_once_more_by_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    parts = [(b"JXL ", b"\r\n\x87\n"), (b"ftyp", b"jxl \0\0\0\0jxl "), (b"Exif", bytes(4) + exif.tobytes()[6:])]
+    parts.append((b"jxlc", base64.b85decode(TURNED_JXL)))
+    path = tmp_path / "a.jxl"
+    path.write_bytes(b"".join(struct.pack(">I", 8 + len(content)) + name + content for name, content in parts))
+    assert worst(pixels(path), PICTURE, lossy=True) <= 10
+    assert read_size(ImageRef.at(path)) == ((48, 32), 1)
+    with Image.open(path) as opened:
+        assert opened.getexif()[0x0112] == 6
+
+
+def test_a_heic_is_never_replaced_by_the_thumbnail_in_it(tmp_path: Path) -> None:
+    assert formats.load_plugin("pillow_heif")
+    path = tmp_path / "a.heic"
+    photograph = data.astronaut()
+    Image.fromarray(photograph).save(path, quality=90, thumbnails=[400])
+    with Image.open(path) as opened:
+        assert opened.draft(None, (256, 256)), "there is one that would do"
+    assert torch.equal(load_pixels(ImageRef.at(path), SIZE).pixels, to_pixels(load_image(ImageRef.at(path)), SIZE))
 
 
 def test_broken_exif_is_passed_over(tmp_path: Path) -> None:
