@@ -64,6 +64,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.fixture
+def without_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Python as it is where pillow-heif is not installed."""
+    from florence2ner.data.formats import load_plugin
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        load_plugin.cache_clear()
+        yield
+    load_plugin.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 24 captioned pictures of 64x64 pixels."""

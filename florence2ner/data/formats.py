@@ -28,12 +28,15 @@ class LeftOut:
 
     folders: list[Path] = field(default_factory=list)  # that can't be read
     special: list[Path] = field(default_factory=list)  # pipes, sockets and devices with a name that was searched for
+    packaged: list[Path] = field(default_factory=list)  # images that need a package which is not installed
 
     def report(self) -> list[str]:
         """One line for each kind, with their number and a few names."""
+        packages = sorted({PACKAGES[PLUGINS[path.suffix.lower()]] for path in self.packaged})
         kinds = {
             "folders can't be read": self.folders,
             "pipes, sockets or devices have the name of a file": self.special,
+            f"images need a Python package (pip install {' '.join(packages)})": self.packaged,
         }
         named = {what: list(dict.fromkeys(paths)) for what, paths in kinds.items() if paths}  # each once
         return [f"{len(paths)} {what} and are left out: {name_some(paths)}" for what, paths in named.items()]
@@ -71,7 +74,13 @@ def readable_images(root: Path, left_out: LeftOut | None = None) -> list[Path]:
 
     What is passed over is added to `left_out`.
     """
-    return [path for path in list_files(root, ALL_EXTENSIONS, left_out) if can_be_decoded(path.name)]
+    readable = []
+    for path in list_files(root, ALL_EXTENSIONS, left_out):
+        if can_be_decoded(path.name):
+            readable.append(path)
+        elif left_out is not None:
+            left_out.packaged.append(path)
+    return readable
 
 
 def can_be_decoded(name: str) -> bool:

@@ -169,6 +169,7 @@ def merge(parts: Sequence[Discovery]) -> Discovery:
         LeftOut(
             [folder for part in parts for folder in part.left_out.folders],
             [path for part in parts for path in part.left_out.special],
+            [path for part in parts for path in part.left_out.packaged],
         ),
         all_of("images_in_no_list"),
         Refused(

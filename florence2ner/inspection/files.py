@@ -1,7 +1,6 @@
 """What is wrong with the files of a dataset, as their names tell: what has no pair, shares one, or is not read."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from florence2ner.config.roots import Root
@@ -11,10 +10,8 @@ from florence2ner.data.formats import (
     CAPTION_EXTENSIONS,
     PACKAGES,
     PLUGINS,
-    can_be_decoded,
     list_files,
 )
-from florence2ner.data.samples import ImageRef
 from florence2ner.inspection.dataset import Dataset, Item
 from florence2ner.inspection.findings import Example, Finding, shell_word
 
@@ -137,28 +134,21 @@ def _commands(found: Mapping[Example, str]) -> tuple[str, ...]:
 def _captions_without_image(dataset: Dataset) -> dict[Path, Root]:
     """Those with their roots. A caption whose image only needs a package is none of them."""
     found = {path: part.root for part, found in dataset.parts for path in found.captions_without_image}
-    packaged = {image.path.with_suffix("") for image in _without_plugin(dataset)}
+    packaged = {path.with_suffix("") for path in dataset.found.left_out.packaged}
     return {path: root for path, root in found.items() if path.with_suffix("") not in packaged}
-
-
-def _without_plugin(dataset: Dataset) -> Iterator[ImageRef]:
-    """The images of the parts that need a plugin which is not installed. Where a file names them, decoding tells."""
-    for part in {part.folder: part for part, _ in dataset.parts if part.root.options.layout in _OF_IMAGES}.values():
-        for path in list_files(part.folder, PLUGINS):
-            if not can_be_decoded(path.name):
-                yield replace(ImageRef.below(part.root.path, path), root=part.root.name)
 
 
 def _of_folders(dataset: Dataset) -> list[Finding]:
     """What lies in the folders, but is not read."""
-    plugins = {image.key: PACKAGES[PLUGINS[image.suffix]] for image in _without_plugin(dataset)}
+    packaged = dataset.found.left_out.packaged
+    plugins = {dataset.name_of(path): PACKAGES[PLUGINS[path.suffix.lower()]] for path in packaged}
     others = _other_extensions(dataset)
     return [
         Finding(
             "needs-package",
             "hurts",
             "[image needs|images need] a Python package that is not installed",
-            f"training leaves them out without a word until it is: pip install {' '.join(sorted({*plugins.values()}))}",
+            f"training leaves them out until it is: pip install {' '.join(sorted({*plugins.values()}))}",
             tuple(Example(key, package) for key, package in plugins.items()),
         ),
         Finding(

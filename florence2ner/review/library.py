@@ -105,7 +105,10 @@ class Library:
             here: dict[str, int] = {}
             for name in names:
                 stem, ending = os.path.splitext(name)
-                if ending.lower() not in ALL_EXTENSIONS or not can_be_decoded(name):
+                if ending.lower() not in ALL_EXTENSIONS:
+                    continue
+                if not can_be_decoded(name):
+                    self.left_out.packaged.append(place / name)
                     continue
                 for extension, of_stem in zip(self._extensions, captions, strict=True):
                     caption = of_stem.get(stem, stem + extension)

@@ -3,9 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from florence2ner.data.formats import load_plugin
 from tests.inspection.support import CAPTIONS, findings, make_clean, names, put
 from tests.support import without_roots_powers
 
@@ -36,8 +33,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
     assert [example["name"] for example in found["unreadable-folder"]["examples"]] == ["closed"]
 
 
-@pytest.mark.skipif(load_plugin("pillow_heif"), reason="pillow-heif is installed")
-def test_an_image_that_needs_a_plugin_is_named(tmp_path: Path) -> None:
+def test_an_image_that_needs_a_plugin_is_named(tmp_path: Path, without_plugins: None) -> None:
     make_clean(tmp_path)
     (tmp_path / "phone.heic").write_bytes(b"whatever")
     (tmp_path / "phone.txt").write_text("its caption, which has an image")

@@ -29,6 +29,13 @@ def test_images_have_the_captions_that_training_pairs_them_with(photos: Path) ->
     assert len(found) == 9
 
 
+def test_images_that_need_a_package_are_not_shown_but_named(photos: Path, without_plugins: None) -> None:
+    (photos / "0.png").rename(photos / "0.heic")
+    library = Opened(photos).library
+    assert [item.image for item in library.items] == [f"{number}.png" for number in range(1, 6)]
+    assert library.left_out.packaged == [photos / "0.heic"]
+
+
 def test_captions_are_read_one_by_one_and_that_can_be_stopped(photos: Path) -> None:
     library = Opened(photos).library
     stop = threading.Event()

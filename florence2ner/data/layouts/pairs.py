@@ -53,11 +53,14 @@ def discover_samples(
         unused = {name for of_stem in captions for name in of_stem.values()}
         for name in names:
             stem, ending = os.path.splitext(name)
-            if ending.lower() not in ALL_EXTENSIONS or not can_be_decoded(name):
+            if ending.lower() not in ALL_EXTENSIONS:
                 continue
             files = [of_stem[stem] for of_stem in captions if stem in of_stem]
             unused.difference_update(files)
             image, paths = place / name, [place / file for file in files]
+            if not can_be_decoded(name):
+                left_out.packaged.append(image)
+                continue
             if accepted and (others := [path for path in paths if not _is_accepted(path, accepted)]):
                 not_accepted |= dict.fromkeys(others)
                 paths = [path for path in paths if path not in others]
@@ -84,9 +87,10 @@ def discover_samples(
 
 def no_captions(folder: Path, found: Discovery, extensions: Sequence[str]) -> UserError:
     """The error for a folder in which nothing with a caption was found; it says where captions may be instead."""
+    left_out = found.left_out.report()
     return UserError(
         f"no image with a caption in {folder}: each image needs a {' or '.join(extensions)} of the same name beside it "
-        f"({len(found.images_without_caption)} images without a caption were found)"
+        f"({'; '.join([f'{len(found.images_without_caption)} images without a caption were found', *left_out])})"
         f"{_other_captions(folder, extensions)}"
     )
 

@@ -8,7 +8,9 @@ import pytest
 
 from florence2ner import EvalConfig, UserError, evaluate
 from florence2ner.config.options import ReadingOptions
+from florence2ner.data.layouts.choice import discover
 from florence2ner.data.layouts.pairs import discover_samples, read_captions
+from florence2ner.data.samples import merge
 from florence2ner.data.split import SplitRule, discover_split
 from tests.data.support import put, root_of
 
@@ -31,6 +33,23 @@ def test_discovery_pairs_recursively_and_reports_what_is_left_out(tmp_path: Path
         f"2 images have no caption and are left out: {tmp_path}/alone.webp, {tmp_path}/empty.png",
         f"1 captions have no image and are left out: {tmp_path}/orphan.txt",
     ]
+
+
+@pytest.mark.parametrize(("layout", "folder"), [("files", "."), ("tasks", "<CAPTION>")])
+def test_images_that_need_a_package_are_named_with_it(
+    tmp_path: Path, without_plugins: None, layout: Any, folder: str
+) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name in ("phone.HEIC", "other.heif", "a.png"):
+        put(tmp_path / "a.png").rename(tmp_path / name)
+        (tmp_path / folder / name).with_suffix(".txt").write_text("a caption")
+    found = discover(root_of(tmp_path, ReadingOptions(layout=layout)))
+    assert [sample.image.key for sample in found.samples] == ["a.png"]
+    named = f"images need a Python package (pip install pillow-heif) and are left out: {tmp_path}/other.heif, "
+    assert sum(line == f"2 {named}{tmp_path}/phone.HEIC" for line in merge([found, found]).report()) == 1
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UserError, match=r"need a Python package \(pip install pillow-heif\)"):
+        discover_split([root_of(tmp_path, ReadingOptions(layout=layout))], rule=None)
 
 
 def test_pipes_are_left_out_and_named_once(tmp_path: Path) -> None:
