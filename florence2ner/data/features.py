@@ -26,7 +26,7 @@ from florence2ner.data.samples import ImageRef
 from florence2ner.errors import UserError
 from florence2ner.files import append_text, open_regular, sweep_unfinished, temporary
 
-DECODING = "1"  # version of images.py's decoding and resizing; change it with these, so that old features aren't found
+DECODING = "2"  # version of images.py's decoding and resizing; change it with these, so that old features aren't found
 _DIGESTS = "digests.jsonl"  # digests of image files by their stamps, so that unchanged files aren't read again
 _CHECKSUM_BYTES = 4
 _RESERVE = 0.05  # share of a disk that the cache leaves free
