@@ -25,11 +25,11 @@ def push(folder: Path, repo: str, *, public: bool = False, say: Callable[[str], 
 
     Of a run's `folder` the best checkpoint is uploaded, else the newest. A repository that is missing is made, for
     everybody to see only where it is to be `public`; one that is there stays as it is. An upload that the network or
-    the hub breaks off is tried again, which `say` says. Raises UserError for a folder without a model, without the
-    right to write there, and where it keeps failing.
+    the hub breaks off is tried again, which `say` says. Raises UserError for a folder without a model, a name that no
+    repository can have, without the right to write there, and where it keeps failing.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     # The base class is that of its HTTP library, which is another one from version to version.
     failures: tuple[type[BaseException], ...] = (HfHubHTTPError.__bases__[0], ConnectionError)
@@ -46,6 +46,8 @@ def push(folder: Path, repo: str, *, public: bool = False, say: Callable[[str], 
                 repo_id=repo, folder_path=model, ignore_patterns=ignored, commit_message=f"Upload {model.name}"
             )
             return f"{hub.endpoint}/{repo}"
+        except HFValidationError:
+            raise UserError(f"{repo} can't be the name of a repository: give one such as somebody/mine") from None
         except OfflineModeIsEnabled:
             raise UserError("HF_HUB_OFFLINE is set: unset it to push to the hub") from None
         except failures as error:

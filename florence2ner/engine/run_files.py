@@ -70,18 +70,16 @@ def find_resume_point(resume: str | None, run_dir: Path) -> Path | None:
         checkpoint = None
     else:
         checkpoint = (checkpoints[-1] if resume == LATEST else Path(resume)).resolve()
-    if checkpoints and checkpoint != checkpoints[-1].resolve():
-        raise UserError(
-            f"{run_dir} already has checkpoints: add --resume latest to go on from {checkpoints[-1].name}, "
-            "choose another --run-name, or delete those after the one to go on from"
-        )
-    if checkpoint is None:
-        return None
-    if not (checkpoint / STATE_FOLDER / STATE_FILE).is_file():
+    if checkpoint and not (checkpoint / STATE_FOLDER / STATE_FILE).is_file():
         what = "has no training state" if checkpoint.is_dir() else "does not exist"
         raise UserError(
             f"can't resume from {checkpoint}: it {what}; give a step-<n> folder with state/ in it "
             "(only the newest keeps its state, unless --keep-states)"
+        )
+    if checkpoints and checkpoint != checkpoints[-1].resolve():
+        raise UserError(
+            f"{run_dir} already has checkpoints: add --resume latest to go on from {checkpoints[-1].name}, "
+            "choose another --run-name, or delete those after the one to go on from"
         )
     return checkpoint
 

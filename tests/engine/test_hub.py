@@ -145,6 +145,8 @@ def test_a_hub_that_nobody_answers_for_is_one_line(online: StandIn, model: Path)
 def test_what_is_no_model_and_an_offline_machine_are_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(UserError, match="holds no model: name a checkpoint, or the folder of a run"):
         hub.push(tmp_path, "somebody/mine")
+    with pytest.raises(UserError, match=r"some/body/mine can't be the name of a repository: give one such as"):
+        hub.push(model, "some/body/mine")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         hub.push(model, "somebody/mine")
     assert "HF_HUB_OFFLINE is set" in (hub.doubt_about_upload() or "")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from florence2ner.engine.run_files import find_model, list_checkpoints
+from florence2ner.engine.run_files import find_model, find_resume_point, list_checkpoints
+from florence2ner.errors import UserError
 
 
 @pytest.fixture
@@ -36,3 +37,14 @@ def test_any_other_name_means_itself(run_dir: Path, monkeypatch: pytest.MonkeyPa
     Path("model/step-5").mkdir(parents=True)
     Path("model/config.json").touch()
     assert find_model(name) == name
+
+
+def test_a_checkpoint_that_is_not_there_is_named_whatever_else_the_run_has(run_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"can't resume from .*step-11: it does not exist; give a step-<n> folder"):
+        find_resume_point(str(run_dir / "step-11"), run_dir)
+    with pytest.raises(UserError, match=r"can't resume from .*step-9: it has no training state"):
+        find_resume_point(str(run_dir / "step-9"), run_dir)
+    (run_dir / "step-9" / "state").mkdir()
+    (run_dir / "step-9" / "state" / "train_state.json").touch()
+    with pytest.raises(UserError, match=r"already has checkpoints: add --resume latest to go on from step-10"):
+        find_resume_point(str(run_dir / "step-9"), run_dir)
