@@ -3,7 +3,6 @@
 It imports next to nothing before it is ready for Ctrl-C.
 """
 
-import gc
 import os
 import signal
 import sys
@@ -15,12 +14,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     from florence2ner import cli
 
-    try:
-        cli.main()
-    finally:
-        # At its end, an interpreter looks for garbage among all that torch and transformers have made, which takes more
-        # than a second. What is frozen it leaves alone.
-        gc.freeze()
+    cli.main()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
