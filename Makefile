@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; each sets up .venv first.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

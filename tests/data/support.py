@@ -3,8 +3,9 @@
 import io
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from florence2ner.config.options import ReadingOptions
 from florence2ner.config.roots import Root
 from florence2ner.data.layouts.boxes import Box
+from florence2ner.data.samples import Sample
 
 COLOURS = np.array([[[200, 30, 40], [20, 160, 60]], [[30, 60, 190], [250, 250, 250]]], np.uint8)
 PICTURE = COLOURS.repeat(16, 0).repeat(24, 1)  # (32, 48, 3): four flat fields
@@ -24,6 +26,16 @@ def put(path: Path, caption: str | None = None) -> Path:
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
+
+
+class Broken(Sequence[Sample]):
+    """Samples of which none can be had: a bug, in whichever process asks for one."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: Any) -> Any:
+        raise RuntimeError("a bug")
 
 
 def jpeg(name: str) -> bytes:

@@ -147,22 +147,17 @@ def test_images_that_are_decoded_at_once_are_as_those_decoded_one_by_one(tiny_mo
 
 
 def test_workers_end_with_their_process_though_an_error_holds_on_to_them(
-    cold_start: ColdStart, shapes: Path, tiny_model: Path
+    cold_start: ColdStart, tiny_model: Path
 ) -> None:
     code = f"""
-from pathlib import Path
-import florence2ner.data.loader as loader
-from florence2ner.data.layouts.pairs import discover_samples
+from florence2ner.data.loader import SequentialLoader, Workers
 from florence2ner.model.checkpoints.loading import load_processor
+from tests.data.support import Broken
 
-def fails(*args, **kwargs):
-    raise RuntimeError("a bug")
-
-loader.load_pixels = fails
-samples = discover_samples(Path({str(shapes)!r}), "<CAPTION>").samples
+samples = Broken()
 processor, _ = load_processor({str(tiny_model)!r})
 batches = ([index] for index in range(len(samples)))
-for _ in loader.SequentialLoader(samples, processor, batches, workers=loader.Workers(processes=2)):
+for _ in SequentialLoader(samples, processor, batches, workers=Workers(processes=2)):
     pass
 """
     run = cold_start("-c", code)
